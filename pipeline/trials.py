@@ -1,0 +1,112 @@
+"""The nouns that travel through the pipeline: a source file, its table, a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+QUOTE_LIMIT = 40
+"""Characters of a file's content that a message may quote."""
+
+
+def quote(text: str) -> str:
+    """Return `text` in quotes, cut to `QUOTE_LIMIT` characters, control characters escaped."""
+    cut = text if len(text) <= QUOTE_LIMIT else text[: QUOTE_LIMIT - 3] + "..."
+    return repr(cut)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One raw file as the catalog saw it.
+
+    Attributes:
+        path: POSIX path below the source root.
+        size_bytes: Size at scan time.
+        mtime_ns: Modification time at scan time.
+        trial_id: The trial this file holds.
+        attributes: Named groups of the trial id pattern, and joined table columns.
+        bucket: Hash of the source unit modulo the number of buckets.
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    trial_id: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    bucket: int = 0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one source file is not in the store.
+
+    Attributes:
+        source: POSIX path below the source root.
+        stage: The stage that refused it: catalog, read, parse, clean, ...
+        code: Stable, lower_snake_case reason.
+        message: What was found, what was wanted, and what to do.
+        line: 1-based line in the file, where one is to blame.
+        column: Column name, where one is to blame.
+        size_bytes: Size of the file.
+    """
+
+    source: str
+    stage: str
+    code: str
+    message: str
+    line: int | None = None
+    column: str | None = None
+    size_bytes: int = 0
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the quarantine row of SPEC section 10."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Table:
+    """One parsed file.
+
+    Attributes:
+        file: Where it came from.
+        source_xxh3: XXH3-128 of the file's bytes, hexadecimal.
+        frame: Float64 columns for numbers (NaN and null both mean missing), String for text.
+    """
+
+    file: SourceFile
+    source_xxh3: str
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cleaned trial, in physical units until it is normalized.
+
+    Attributes:
+        file: Where it came from.
+        source_xxh3: XXH3-128 of the file's bytes.
+        values: `[rows, channels]` float64, NaN where missing.
+        observed: `[rows, channels]` bool: the source held the value.
+        targets: `[rows, target columns]` float64, or `[rows, 0]`.
+        attributes: All attributes, as text.
+        n_rows_in: Rows of the source file.
+        dropped: Rows dropped, by reason.
+    """
+
+    file: SourceFile
+    source_xxh3: str
+    values: Float64
+    observed: Bool
+    targets: Float64
+    attributes: Mapping[str, str]
+    n_rows_in: int
+    dropped: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,68 @@
+"""What makes two trials, splits or data sets the same (SPEC section 7). Pure hashing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+FORMAT_MAJOR = 1
+
+
+def trial_digest(trial_id: str, arrays: Mapping[str, npt.NDArray[Any]], label: float | None) -> str:
+    """Return the digest of one trial: its id, its delivered rows by array name, its label.
+
+    Args:
+        trial_id: The id.
+        arrays: `[rows, columns]` each, the trial's own rows.
+        label: Class code or value; None or NaN when the trial has none.
+    """
+    state = xxhash.xxh3_128()
+
+    def add(part: bytes | memoryview) -> None:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+
+    add(trial_id.encode())
+    for name in sorted(arrays):
+        rows = np.ascontiguousarray(arrays[name])
+        add(f"{name}|{rows.dtype.name}|{rows.shape[0]}x{rows.shape[1]}".encode())
+        add(rows.data.cast("B"))
+    has_label = label is not None and not np.isnan(label)
+    add(np.float32(label).tobytes() if has_label else b"")
+    return state.hexdigest()
+
+
+def pairs_digest(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return the SHA-256 of (name, digest) pairs in the order given."""
+    state = hashlib.sha256()
+    for name, digest in pairs:
+        for part in (name.encode(), digest.encode()):
+            state.update(len(part).to_bytes(8, "little") + part)
+    return state.hexdigest()
+
+
+def split_fingerprint(schema: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> str:
+    """Return the fingerprint of one split.
+
+    Args:
+        schema: Channels, target, windows, normalization and fit digest; JSON types only.
+        pairs: (id, trial digest) of the split's trials in id order.
+    """
+    head = canonical_json({"format": FORMAT_MAJOR, **schema})
+    return hashlib.sha256(head + pairs_digest(pairs).encode()).hexdigest()
+
+
+def dataset_fingerprint(fingerprints: Mapping[str, str]) -> str:
+    """Return the fingerprint over all splits."""
+    return pairs_digest(sorted(fingerprints.items()))
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """Return JSON bytes that are equal for equal documents."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,104 @@
+"""The hot index: one row of integers per trial, mapped from Arrow IPC (SPEC section 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shards.errors import CorruptStoreError
+
+_TYPES = {
+    "id": pa.large_utf8(),
+    "shard": pa.int32(),
+    "row_start": pa.int64(),
+    "n_rows": pa.int64(),
+    "n_windows": pa.int64(),
+    "split": pa.int16(),
+    "weight": pa.float32(),
+    "label": pa.float32(),
+}
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
+
+
+@dataclass(frozen=True)
+class HotIndex:
+    """Arrays of `n_trials`, sorted by id bytes; the position is the trial number.
+
+    Attributes:
+        ids: Trial ids.
+        shard: Shard number, int32.
+        row_start: First row in the shard, int64.
+        n_rows: Rows, int64.
+        n_windows: Windows at the stored parameters, int64.
+        split: Code into the manifest's splits, int16.
+        weight: Loss weight, float32.
+        label: Class code or value, float32, NaN without label.
+    """
+
+    ids: Any
+    shard: npt.NDArray[np.int32]
+    row_start: npt.NDArray[np.int64]
+    n_rows: npt.NDArray[np.int64]
+    n_windows: npt.NDArray[np.int64]
+    split: npt.NDArray[np.int16]
+    weight: npt.NDArray[np.float32]
+    label: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Return the number of trials."""
+        return len(self.shard)
+
+    def find(self, trial_id: str) -> int | None:
+        """Return the number of a trial, by binary search, or None."""
+        wanted, low, high = trial_id.encode(), 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self.id_of(middle).encode() < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self) and self.id_of(low) == trial_id else None
+
+    def id_of(self, number: int) -> str:
+        """Return the id of trial `number`."""
+        return str(self.ids[number].as_py())
+
+
+def index_to_bytes(columns: dict[str, Any]) -> bytes:
+    """Return `index.arrow` for equally long columns, already sorted by id bytes."""
+    table = pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        for batch in table.combine_chunks().to_batches():
+            writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def open_index(path: Path) -> HotIndex:
+    """Map `index.arrow`.
+
+    Raises:
+        CorruptStoreError: If it is missing or not the file SPEC section 8 describes.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise CorruptStoreError(
+            f"{path} is not a readable hot index ({error}). Run: trialshards verify STORE"
+        ) from error
+    columns = {
+        f.name: (table[f.name].chunk(0) if table.num_rows else pa.array([], f.type)) for f in SCHEMA
+    }
+    numbers = {
+        name: column.to_numpy(zero_copy_only=True)
+        for name, column in columns.items()
+        if name != "id"
+    }
+    return HotIndex(ids=columns["id"], **numbers)

@@ -1,0 +1,164 @@
+"""One array of a shard as bytes: a Zarr v3 array in a single shard, raw rows first.
+
+zarr-python's own writer leaves out inner chunks that hold only the fill value, which would shift
+the rows behind them; a map needs every row at its place, so the bytes are written here
+(SPEC section 4).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+INNER_ROWS = 4096
+"""Most rows of one inner chunk: other Zarr readers slice these in 1-2 ms; one big chunk took s."""
+
+DIGEST = re.compile(r"[0-9a-f]{32}")
+_DTYPES = {"float32": 4, "uint8": 1}
+_SAFE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and promise of one array of one shard.
+
+    Attributes:
+        dtype: `float32` or `uint8`, little-endian.
+        n_rows: Rows of all trials in the shard.
+        n_columns: Columns.
+        xxh3_128: Digest of the raw rows without padding.
+    """
+
+    dtype: str
+    n_rows: int
+    n_columns: int
+    xxh3_128: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES or self.n_rows < 1 or self.n_columns < 1:
+            raise ValueError(f"not an array of this format: {self}")
+        if not DIGEST.fullmatch(self.xxh3_128):
+            raise ValueError(f"not a digest: {self.xxh3_128!r}")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.n_columns * _DTYPES[self.dtype]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all rows, without padding."""
+        return self.n_rows * self.row_bytes
+
+    @property
+    def n_inner(self) -> int:
+        """Number of inner chunks."""
+        return -(-self.n_rows // INNER_ROWS)
+
+    @property
+    def inner_rows(self) -> int:
+        """Rows per inner chunk: balanced, so that the padding is below one row per chunk."""
+        return -(-self.n_rows // self.n_inner)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the chunk file."""
+        return self.n_inner * (self.inner_rows * self.row_bytes + 16) + 4
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the manifest entry."""
+        return {
+            "dtype": self.dtype,
+            "shape": [self.n_rows, self.n_columns],
+            "inner_rows": self.inner_rows,
+            "size_bytes": self.size_bytes,
+            "xxh3_128": self.xxh3_128,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> ArraySpec:
+        """Parse a manifest entry.
+
+        Raises:
+            ValueError: If it contradicts itself.
+        """
+        n_rows, n_columns = (int(n) for n in entry["shape"])
+        spec = cls(str(entry["dtype"]), n_rows, n_columns, str(entry["xxh3_128"]))
+        if spec.as_dict() != entry:
+            raise ValueError(f"array entry contradicts itself: {entry} != {spec.as_dict()}")
+        return spec
+
+
+def describe_array(rows: npt.NDArray[Any]) -> ArraySpec:
+    """Return the spec of `rows`, `[rows, columns]` float32 or uint8 in C order."""
+    digest = xxhash.xxh3_128_hexdigest(rows.data.cast("B"))
+    return ArraySpec(rows.dtype.name, rows.shape[0], rows.shape[1], digest)
+
+
+def chunk_tail(spec: ArraySpec) -> bytes:
+    """Return the bytes behind the raw rows: zero padding, the chunk index, its CRC-32C."""
+    inner_bytes = spec.inner_rows * spec.row_bytes
+    padding = spec.n_inner * inner_bytes - spec.data_bytes
+    index = np.empty((spec.n_inner, 2), "<u8")
+    index[:, 0] = np.arange(spec.n_inner, dtype=np.uint64) * np.uint64(inner_bytes)
+    index[:, 1] = inner_bytes
+    raw = index.tobytes()
+    return bytes(padding) + raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+
+
+def array_metadata(spec: ArraySpec) -> bytes:
+    """Return `zarr.json` of the array (Zarr v3, sharding_indexed)."""
+    endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    codec = endian if spec.dtype != "uint8" else {"name": "bytes"}
+    chunk = [spec.n_inner * spec.inner_rows, spec.n_columns]
+    sharding = {
+        "chunk_shape": [spec.inner_rows, spec.n_columns],
+        "codecs": [codec],
+        "index_codecs": [endian, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [spec.n_rows, spec.n_columns],
+            "data_type": spec.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "dimension_names": ["row", None],
+            "attributes": {},
+        }
+    )
+
+
+def group_metadata() -> bytes:
+    """Return `zarr.json` of the shard's group."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def shard_digest(arrays: dict[str, ArraySpec]) -> str:
+    """Return the content name of a shard (SPEC section 7)."""
+    state = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        spec = arrays[name]
+        part = f"{name}|{spec.dtype}|{spec.n_rows}x{spec.n_columns}|{spec.xxh3_128}"
+        state.update(len(part).to_bytes(8, "little") + part.encode())
+    return state.hexdigest()
+
+
+def is_array_name(name: str) -> bool:
+    """Return whether `name` may be a folder of a shard (never a path)."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,171 @@
+"""`dataset.json`: the commit of a version, parsed once at the door (SPEC section 3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shards.errors import CorruptStoreError, FormatVersionError
+from shards.identity import FORMAT_MAJOR, canonical_json
+from shards.layout import DIGEST, ArraySpec, is_array_name
+from shards.windows import WindowSpec
+
+FORMAT_MINOR = 0
+VERSION_FILES = ("index.arrow", "trials.parquet", "quarantine.parquet", "fit.json")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One numeric input: its name and, where known, its unit."""
+
+    name: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class TargetSchema:
+    """What the model predicts.
+
+    Attributes:
+        kind: `forecast`, `per_step` or `per_trial`.
+        columns: Channel names (forecast), target columns (per_step), or the label's name.
+        classes: Class names in code order, or None when the target is a value.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as the manifest lists it."""
+
+    digest: str
+    n_rows: int
+    n_trials: int
+    arrays: Mapping[str, ArraySpec]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the manifest entry."""
+        arrays = {name: spec.as_dict() for name, spec in self.arrays.items()}
+        return {
+            "digest": self.digest, "n_rows": self.n_rows, "n_trials": self.n_trials,
+            "arrays": arrays,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> ShardEntry:
+        """Parse a manifest entry.
+
+        Raises:
+            ValueError: If a name is not safe or the sizes contradict each other.
+        """
+        digest = str(entry["digest"])
+        if not DIGEST.fullmatch(digest):
+            raise ValueError(f"shard name {digest!r} is not a digest")
+        for name in entry["arrays"]:
+            if not is_array_name(name):
+                raise ValueError(f"array name {name!r} is not allowed")
+        arrays = {name: ArraySpec.from_dict(part) for name, part in entry["arrays"].items()}
+        n_rows = int(entry["n_rows"])
+        if "values" not in arrays or any(spec.n_rows != n_rows for spec in arrays.values()):
+            raise ValueError(f"arrays of shard {digest} do not have {n_rows} rows each")
+        return cls(digest, n_rows, int(entry["n_trials"]), arrays)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader must know of a version before it opens any other file."""
+
+    name: str
+    channels: tuple[Channel, ...]
+    target: TargetSchema
+    windows: WindowSpec
+    splits: tuple[str, ...]
+    observed: bool
+    normalization: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    fingerprint: str
+    shards: tuple[ShardEntry, ...]
+    files: Mapping[str, Mapping[str, Any]]
+    spec: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """Return `dataset.json`."""
+        classes = self.target.classes
+        document = {
+            "format": {"name": "trialshards", "major": FORMAT_MAJOR, "minor": FORMAT_MINOR},
+            "layout": "rows",
+            "container": "zarr",
+            **vars(self),
+            "channels": [dict(vars(channel)) for channel in self.channels],
+            "target": {
+                "kind": self.target.kind,
+                "columns": list(self.target.columns),
+                "classes": None if classes is None else list(classes),
+            },
+            "windows": self.windows.as_dict(),
+            "splits": list(self.splits),
+            "shards": [shard.as_dict() for shard in self.shards],
+        }
+        return canonical_json(document) + b"\n"
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, origin: str) -> Manifest:
+        """Parse `dataset.json`.
+
+        Args:
+            raw: The file.
+            origin: Its path, for messages.
+
+        Raises:
+            FormatVersionError: If the format is newer than this reader, or not ours.
+            CorruptStoreError: If it is not what SPEC section 3 describes.
+        """
+        try:
+            document = json.loads(raw)
+            _check_format(document["format"], origin)
+            return cls._from_document(document)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, FormatVersionError):
+                raise
+            raise CorruptStoreError(
+                f"{origin} is not a manifest of this format ({type(error).__name__}: {error}). "
+                "Restore the file, or open another version."
+            ) from error
+
+    @classmethod
+    def _from_document(cls, document: Mapping[str, Any]) -> Manifest:
+        target = document["target"]
+        classes = target["classes"]
+        return cls(
+            name=str(document["name"]),
+            channels=tuple(Channel(c["name"], c["unit"]) for c in document["channels"]),
+            target=TargetSchema(
+                target["kind"],
+                tuple(target["columns"]),
+                None if classes is None else tuple(classes),
+            ),
+            windows=WindowSpec(**document["windows"]),
+            splits=tuple(document["splits"]),
+            observed=bool(document["observed"]),
+            normalization=document["normalization"],
+            counts=document["counts"],
+            fingerprints=document["fingerprints"],
+            fingerprint=str(document["fingerprint"]),
+            shards=tuple(ShardEntry.from_dict(entry) for entry in document["shards"]),
+            files=document["files"],
+            spec=document["spec"],
+        )
+
+
+def _check_format(got: Mapping[str, Any], origin: str) -> None:
+    if got.get("name") != "trialshards" or int(got["major"]) > FORMAT_MAJOR:
+        raise FormatVersionError(
+            f"{origin} has format {got.get('name')} {got.get('major')}.{got.get('minor')}; this "
+            f"reader knows trialshards up to {FORMAT_MAJOR}.x. Upgrade: pip install -U trialshards"
+        )

@@ -1,0 +1,108 @@
+"""Read-only maps of many files as one address range.
+
+Gathering windows from many shards is as fast as from one only if a single base pointer reaches
+all of them. So one range of addresses is reserved, and each file is mapped into it at a multiple
+of the page size (POSIX `mmap` with MAP_FIXED). No descriptor stays open per map, and nothing is
+read until it is touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import CorruptStoreError
+
+_MAP_FIXED = 0x10  # the one constant that the mmap module lacks; the same on Linux and macOS
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+    ]  # fmt: skip
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def _checked_size(path: Path, size_bytes: int) -> None:
+    """A file shorter than its map kills the process (SIGBUS) when touched, so check first."""
+    try:
+        got = path.stat().st_size
+    except FileNotFoundError as error:
+        raise CorruptStoreError(
+            f"{path} is missing; wanted {size_bytes} bytes. Run: trialshards verify STORE"
+        ) from error
+    if got != size_bytes:
+        raise CorruptStoreError(
+            f"{path} has {got} bytes; the manifest says {size_bytes}. Run: trialshards verify STORE"
+        )
+
+
+def _page_offsets(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return where each file begins in the range, and the end of the last."""
+    page = mmap.ALLOCATIONGRANULARITY
+    padded = [-(-size // page) * page for size in sizes]
+    return np.concatenate([[0], np.cumsum(padded, dtype=np.int64)]).astype(np.int64)
+
+
+class _Window:
+    """What NumPy needs to see an address range as an array that keeps the map alive."""
+
+    def __init__(self, owner: object, address: int, size_bytes: int) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "data": (address, True), "shape": (size_bytes,), "typestr": "|u1", "version": 3,
+        }  # fmt: skip
+
+
+class FileRange:
+    """Files of known size, readable as one `uint8` array.
+
+    Attributes:
+        bytes: `[total]` uint8, read-only; file i begins at `offsets[i]`, a multiple of the page
+            size. At least `tail_bytes` readable bytes follow the last file.
+        offsets: `[files]` int64.
+
+    Raises:
+        CorruptStoreError: If a file is missing or has another size than promised.
+        OSError: If the system refuses a map.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, int]], *, tail_bytes: int = 0) -> None:
+        for path, size in files:
+            _checked_size(path, size)
+        ends = _page_offsets([size for _, size in files])
+        self.offsets = ends[:-1]
+        total = int(_page_offsets([int(ends[-1]) + tail_bytes + 1])[-1])
+        self.bytes = self._map(files, total)
+
+    def _map(self, files: Sequence[tuple[Path, int]], total: int) -> npt.NDArray[np.uint8]:
+        libc = _libc()
+        # The anonymous base is readable zeros: the gaps and the tail may be over-read harmlessly.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        base = libc.mmap(None, total, mmap.PROT_READ, flags, -1, 0)
+        if base == _FAILED:
+            raise OSError(ctypes.get_errno(), f"cannot reserve {total} bytes of addresses")
+        weakref.finalize(self, libc.munmap, base, total)
+        for (path, size), offset in zip(files, self.offsets.tolist(), strict=True):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                at = libc.mmap(
+                    base + offset, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
+                )
+            finally:
+                os.close(descriptor)
+            if at != base + offset:
+                raise OSError(ctypes.get_errno(), f"cannot map {path}")
+        return np.asarray(_Window(self, base, total))

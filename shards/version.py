@@ -1,0 +1,181 @@
+"""Turn trial rows and shards into the files of one version, and publish them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from shards.identity import (
+    canonical_json,
+    dataset_fingerprint,
+    pairs_digest,
+    split_fingerprint,
+)
+from shards.index import index_to_bytes
+from shards.manifest import Channel, Manifest, ShardEntry, TargetSchema
+from shards.windows import WindowSpec, count_windows
+from shards.writer import commit_version
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("source", pa.utf8()), ("stage", pa.utf8()), ("code", pa.utf8()), ("line", pa.int64()),
+        ("column", pa.utf8()), ("message", pa.utf8()), ("size_bytes", pa.int64()),
+    ]
+)  # fmt: skip
+_HOT_ONLY = ("shard", "row_start", "split", "weight", "label")
+
+
+@dataclass(frozen=True)
+class VersionDraft:
+    """Everything a version will say, before it is sorted, hashed and numbered.
+
+    Attributes:
+        trials: One row per trial in any order: the cold columns of SPEC section 9 (at least `id`,
+            `digest`, `n_rows`), and `shard` (digest), `row_start`, `split` (name), `weight`,
+            `label` (null without one).
+        shards: Every shard that `trials` names; others are left out of the version.
+        quarantine: Rows of `QUARANTINE_SCHEMA`.
+        fit: `fit.json`.
+    """
+
+    name: str
+    channels: tuple[Channel, ...]
+    target: TargetSchema
+    windows: WindowSpec
+    splits: tuple[str, ...]
+    observed: bool
+    normalization: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    trials: pa.Table
+    shards: tuple[ShardEntry, ...]
+    quarantine: pa.Table
+    fit: Mapping[str, Any]
+
+
+def sort_by_id(trials: pa.Table) -> pa.Table:
+    """Return the rows in the order of trial numbers: ids compared as UTF-8 bytes."""
+    return trials.take(pc.sort_indices(trials["id"].cast(pa.large_binary())))
+
+
+def split_pairs(trials: pa.Table, split: str) -> list[tuple[str, str]]:
+    """Return the (id, digest) pairs of a split, in the order of the table."""
+    rows = trials.filter(pc.equal(trials["split"], split))
+    return list(zip(rows["id"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+
+
+def draft_fingerprints(draft: VersionDraft, trials: pa.Table) -> dict[str, str]:
+    """Return the fingerprint of each split of id-sorted `trials` (SPEC section 7)."""
+    schema = {
+        "channels": [dict(vars(channel)) for channel in draft.channels],
+        "target": {
+            "kind": draft.target.kind, "columns": list(draft.target.columns),
+            "classes": list(draft.target.classes or ()),
+        },
+        "windows": draft.windows.as_dict(),
+        "normalization": dict(draft.normalization),
+        "fit": pairs_digest([("fit", canonical_json(draft.fit).decode())]),
+    }  # fmt: skip
+    return {s: split_fingerprint(schema, split_pairs(trials, s)) for s in draft.splits}
+
+
+def _hot_columns(
+    draft: VersionDraft, trials: pa.Table, numbers: Mapping[str, int]
+) -> dict[str, Any]:
+    n_rows = trials["n_rows"].to_numpy().astype(np.int64)
+    codes = {split: code for code, split in enumerate(draft.splits)}
+    label = trials["label"].cast(pa.float32())
+    return {
+        "id": trials["id"].cast(pa.large_utf8()).combine_chunks(),
+        "shard": np.array([numbers[d] for d in trials["shard"].to_pylist()], np.int32),
+        "row_start": trials["row_start"].to_numpy().astype(np.int64),
+        "n_rows": n_rows,
+        "n_windows": count_windows(n_rows, draft.windows),
+        "split": np.array([codes[s] for s in trials["split"].to_pylist()], np.int16),
+        "weight": trials["weight"].to_numpy().astype(np.float32),
+        "label": label.fill_null(float("nan")).combine_chunks(),
+    }
+
+
+def _windows_by_split(draft: VersionDraft, hot: Mapping[str, Any]) -> dict[str, int]:
+    sums = np.bincount(hot["split"], hot["n_windows"], minlength=len(draft.splits))
+    return {split: int(sums[code]) for code, split in enumerate(draft.splits)}
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as Parquet, zstd."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def render_version(draft: VersionDraft) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the manifest and the other files of a version: a pure function of the draft."""
+    trials = sort_by_id(draft.trials)
+    used = dict.fromkeys(trials["shard"].to_pylist())
+    entries = {shard.digest: shard for shard in draft.shards}
+    shards = tuple(entries[digest] for digest in used)
+    hot = _hot_columns(draft, trials, {digest: number for number, digest in enumerate(used)})
+    files = {
+        "index.arrow": index_to_bytes(hot),
+        "trials.parquet": parquet_bytes(trials.drop_columns(list(_HOT_ONLY))),
+        "quarantine.parquet": parquet_bytes(
+            draft.quarantine.cast(QUARANTINE_SCHEMA).sort_by("source")
+        ),
+        "fit.json": canonical_json(draft.fit) + b"\n",
+    }
+    fingerprints = draft_fingerprints(draft, trials)
+    by_split = _windows_by_split(draft, hot)
+    manifest = Manifest(
+        name=draft.name,
+        channels=draft.channels,
+        target=draft.target,
+        windows=draft.windows,
+        splits=draft.splits,
+        observed=draft.observed,
+        normalization=draft.normalization,
+        counts={**draft.counts, "windows": by_split},
+        fingerprints=fingerprints,
+        fingerprint=dataset_fingerprint(fingerprints),
+        shards=shards,
+        files={name: file_promise(content) for name, content in files.items()},
+        spec=draft.spec,
+    )
+    return manifest, files
+
+
+def file_promise(content: bytes) -> dict[str, Any]:
+    """Return the manifest entry of a file."""
+    return {"size_bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+
+
+def publish_version(store: Path, draft: VersionDraft, *, after: str | None) -> str:
+    """Render and commit a version.
+
+    Args:
+        store: Store root; it must already hold the shards.
+        draft: What to publish.
+        after: The newest version when the build began, or None.
+
+    Returns:
+        The name of the version that now holds this content: `after` itself when it says the same
+        already, and then nothing is written.
+
+    Raises:
+        CommitConflictError: If another build committed first.
+    """
+    manifest, files = render_version(draft)
+    if after is not None:
+        current = store / "versions" / after / "dataset.json"
+        if current.read_bytes() == manifest.to_bytes():
+            return after
+    return commit_version(store, manifest, files, after=after)

@@ -1,0 +1,150 @@
+"""Publish shards and versions: temporary name, fsync, one exclusive rename, manifest last."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from shards.errors import CommitConflictError
+from shards.layout import (
+    array_metadata,
+    chunk_tail,
+    describe_array,
+    group_metadata,
+    shard_digest,
+)
+from shards.manifest import Manifest, ShardEntry
+
+VERSION_NAME = re.compile(r"v\d{4,}")
+
+
+def temporary_name(folder: Path) -> Path:
+    """Return a fresh name in `folder` that every reader ignores."""
+    return folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a new file and force it to the disk."""
+    with path.open("xb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace `path` atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path.parent)
+    write_synced(temporary, content)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def claim_folder(temporary: Path, final: Path) -> bool:
+    """Rename a finished folder to its final name; False if somebody else had it first."""
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(temporary)
+        return False
+    sync_folder(final.parent)
+    return True
+
+
+def write_shard(store: Path, arrays: Mapping[str, npt.NDArray[Any]], n_trials: int) -> ShardEntry:
+    """Write one immutable shard, unless the store already holds the same content.
+
+    Args:
+        store: Store root.
+        arrays: `[rows, columns]` float32 or uint8 in C order, equally many rows.
+        n_trials: Trials in it.
+
+    Returns:
+        What the manifest lists.
+    """
+    specs = {name: describe_array(rows) for name, rows in arrays.items()}
+    entry = ShardEntry(shard_digest(specs), specs["values"].n_rows, n_trials, specs)
+    final = store / "shards" / entry.digest
+    if final.is_dir():
+        return entry
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(final.parent)
+    for name, rows in arrays.items():
+        chunk = temporary / name / "c" / "0" / "0"
+        chunk.parent.mkdir(parents=True)
+        write_synced(chunk, rows.data.cast("B"), chunk_tail(specs[name]))
+        write_synced(temporary / name / "zarr.json", array_metadata(specs[name]))
+        for folder in (chunk.parent, chunk.parent.parent, temporary / name):
+            sync_folder(folder)
+    write_synced(temporary / "zarr.json", group_metadata())
+    sync_folder(temporary)
+    claim_folder(temporary, final)
+    return entry
+
+
+def list_versions(store: Path) -> list[str]:
+    """Return the committed versions of a store, oldest first."""
+    folder = store / "versions"
+    if not folder.is_dir():
+        return []
+    names = [
+        entry.name
+        for entry in folder.iterdir()
+        if VERSION_NAME.fullmatch(entry.name) and (entry / "dataset.json").is_file()
+    ]
+    return sorted(names, key=lambda name: int(name[1:]))
+
+
+def commit_version(
+    store: Path, manifest: Manifest, files: Mapping[str, bytes], *, after: str | None
+) -> str:
+    """Publish a version.
+
+    Args:
+        store: Store root.
+        manifest: What `dataset.json` says.
+        files: The other files of the version by name.
+        after: The newest version when this build began, or None: the commit is refused if
+            another one has come since.
+
+    Returns:
+        The new version's name.
+
+    Raises:
+        CommitConflictError: If another build committed first.
+    """
+    folder = store / "versions"
+    folder.mkdir(parents=True, exist_ok=True)
+    version = f"v{int(after[1:]) + 1 if after else 1:04d}"
+    temporary = temporary_name(folder)
+    temporary.mkdir()
+    for name, content in files.items():
+        write_synced(temporary / name, content)
+    write_synced(temporary / "dataset.json", manifest.to_bytes())
+    sync_folder(temporary)
+    if not claim_folder(temporary, folder / version):
+        raise CommitConflictError(
+            f"{store}: version {version} was committed by another build while this one ran "
+            f"(it started from {after or 'an empty store'}). Run the build again."
+        )
+    replace_file(store / "latest.json", f'{{"version": "{version}"}}\n'.encode())
+    return version
