@@ -72,6 +72,16 @@ class Refusal:
         return dict(vars(self))
 
 
+class RefusedError(Exception):
+    """Raised by a stage to refuse the trial it works on; the build turns it into a `Refusal`."""
+
+    def __init__(
+        self, code: str, message: str, *, line: int | None = None, column: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code, self.line, self.column = code, line, column
+
+
 @dataclass(frozen=True)
 class Table:
     """One parsed file.
@@ -85,28 +95,3 @@ class Table:
     file: SourceFile
     source_xxh3: str
     frame: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One cleaned trial, in physical units until it is normalized.
-
-    Attributes:
-        file: Where it came from.
-        source_xxh3: XXH3-128 of the file's bytes.
-        values: `[rows, channels]` float64, NaN where missing.
-        observed: `[rows, channels]` bool: the source held the value.
-        targets: `[rows, target columns]` float64, or `[rows, 0]`.
-        attributes: All attributes, as text.
-        n_rows_in: Rows of the source file.
-        dropped: Rows dropped, by reason.
-    """
-
-    file: SourceFile
-    source_xxh3: str
-    values: Float64
-    observed: Bool
-    targets: Float64
-    attributes: Mapping[str, str]
-    n_rows_in: int
-    dropped: Mapping[str, int] = field(default_factory=dict)

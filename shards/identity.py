@@ -14,13 +14,15 @@ import xxhash
 FORMAT_MAJOR = 1
 
 
-def trial_digest(trial_id: str, arrays: Mapping[str, npt.NDArray[Any]], label: float | None) -> str:
+def trial_digest(
+    trial_id: str, arrays: Mapping[str, npt.NDArray[Any]], label: str | float | None
+) -> str:
     """Return the digest of one trial: its id, its delivered rows by array name, its label.
 
     Args:
         trial_id: The id.
         arrays: `[rows, columns]` each, the trial's own rows.
-        label: Class code or value; None or NaN when the trial has none.
+        label: Class name, or value; None when the trial has none.
     """
     state = xxhash.xxh3_128()
 
@@ -33,8 +35,10 @@ def trial_digest(trial_id: str, arrays: Mapping[str, npt.NDArray[Any]], label: f
         rows = np.ascontiguousarray(arrays[name])
         add(f"{name}|{rows.dtype.name}|{rows.shape[0]}x{rows.shape[1]}".encode())
         add(rows.data.cast("B"))
-    has_label = label is not None and not np.isnan(label)
-    add(np.float32(label).tobytes() if has_label else b"")
+    if isinstance(label, str):
+        add(label.encode())
+    else:
+        add(b"" if label is None else np.float32(label).tobytes())
     return state.hexdigest()
 
 

@@ -117,12 +117,16 @@ class Store:
             tail_bytes=tail_bytes,
         )
 
-    def trial_rows(self, number: int, array: str = "values") -> npt.NDArray[Any]:
-        """Return `[rows, columns]` of one trial as a read-only view of the map."""
-        shard, start = int(self.index.shard[number]), int(self.index.row_start[number])
+    def shard_rows(self, shard: int, array: str = "values") -> npt.NDArray[Any]:
+        """Return `[rows, columns]` of one shard as a read-only view of the map."""
         spec = self.manifest.shards[shard].arrays[array]
         data = self.map_array(array, [shard]).bytes[: spec.data_bytes]
-        rows = data.view(spec.dtype).reshape(spec.n_rows, spec.n_columns)
+        return data.view(spec.dtype).reshape(spec.n_rows, spec.n_columns)
+
+    def trial_rows(self, number: int, array: str = "values") -> npt.NDArray[Any]:
+        """Return `[rows, columns]` of one trial as a read-only view of the map."""
+        start = int(self.index.row_start[number])
+        rows = self.shard_rows(int(self.index.shard[number]), array)
         return rows[start : start + int(self.index.n_rows[number])]
 
     def delivery_affine(self) -> tuple[Float32, Float32] | None:

@@ -73,19 +73,22 @@ def split_pairs(trials: pa.Table, split: str) -> list[tuple[str, str]]:
     return list(zip(rows["id"].to_pylist(), rows["digest"].to_pylist(), strict=True))
 
 
-def draft_fingerprints(draft: VersionDraft, trials: pa.Table) -> dict[str, str]:
+def fingerprint_splits(
+    schema: VersionDraft | Manifest, fit: Mapping[str, Any], trials: pa.Table
+) -> dict[str, str]:
     """Return the fingerprint of each split of id-sorted `trials` (SPEC section 7)."""
-    schema = {
-        "channels": [dict(vars(channel)) for channel in draft.channels],
+    document = {
+        "channels": [dict(vars(channel)) for channel in schema.channels],
         "target": {
-            "kind": draft.target.kind, "columns": list(draft.target.columns),
-            "classes": list(draft.target.classes or ()),
+            "kind": schema.target.kind,
+            "columns": list(schema.target.columns),
+            "classes": list(schema.target.classes or ()),
         },
-        "windows": draft.windows.as_dict(),
-        "normalization": dict(draft.normalization),
-        "fit": pairs_digest([("fit", canonical_json(draft.fit).decode())]),
-    }  # fmt: skip
-    return {s: split_fingerprint(schema, split_pairs(trials, s)) for s in draft.splits}
+        "windows": schema.windows.as_dict(),
+        "normalization": dict(schema.normalization),
+        "fit": pairs_digest([("fit", canonical_json(fit).decode())]),
+    }
+    return {s: split_fingerprint(document, split_pairs(trials, s)) for s in schema.splits}
 
 
 def _hot_columns(
@@ -133,7 +136,7 @@ def render_version(draft: VersionDraft) -> tuple[Manifest, dict[str, bytes]]:
         ),
         "fit.json": canonical_json(draft.fit) + b"\n",
     }
-    fingerprints = draft_fingerprints(draft, trials)
+    fingerprints = fingerprint_splits(draft, draft.fit, trials)
     by_split = _windows_by_split(draft, hot)
     manifest = Manifest(
         name=draft.name,

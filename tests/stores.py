@@ -72,7 +72,7 @@ def make_store(
             name = f"t{i:04d}"
             rows.append(
                 {
-                    "id": name, "digest": trial_digest(name, part, label), "n_rows": lengths[i],
+                    "id": name, "digest": trial_digest(name, part, _named(label, target)), "n_rows": lengths[i],
                     "source": f"{name}.csv", "shard": entry.digest, "row_start": start,
                     "split": splits[i], "weight": 1.0 if weights is None else float(weights[i]),
                     "label": label,
@@ -111,6 +111,10 @@ def make_store(
         fit=fit,
     )
     return Store(path, publish_version(path, draft, after=after))
+
+
+def _named(label: float | None, target: TargetSchema) -> str | float | None:
+    return label if label is None or target.classes is None else target.classes[int(label)]
 
 
 def _trial_arrays(

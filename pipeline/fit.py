@@ -1,0 +1,168 @@
+"""What is fitted on train trials: normalization with scope `train`, and target statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.normalize import (
+    MOMENTS,
+    Affine,
+    affine_from_moments,
+    affine_from_values,
+    coarse_channels,
+    identity_affine,
+    merge_moments,
+)
+from pipeline.spec import DatasetSpec, PerTrialTarget
+from shards.errors import InvalidSpecError
+from shards.identity import pairs_digest
+from shards.manifest import ShardEntry
+from shards.maps import FileRange
+from shards.version import split_pairs
+
+Float64 = npt.NDArray[np.float64]
+
+QUANTILE_ROWS = 2**22
+"""Rows that quartiles are taken from; beyond it every k-th row of each trial, k whole."""
+
+
+def fit_train(
+    spec: DatasetSpec, trials: pa.Table, shards: Sequence[ShardEntry], store: Path
+) -> dict[str, Any]:
+    """Return `fit.json` for id-sorted trials with their splits assigned.
+
+    It depends on the train trials alone: on their moments in id order, or for quartiles on their
+    stored rows.
+
+    Raises:
+        InvalidSpecError: If statistics of train are asked for and no trial is in train.
+    """
+    train = trials.filter(pc.equal(trials["split"], "train"))
+    n_channels = len(spec.channels)
+    fit: dict[str, Any] = {
+        "normalize": {"method": spec.normalize.method, "scope": normalization_scope(spec)},
+        "trials_digest": pairs_digest(split_pairs(trials, "train")),
+    }
+    if train.num_rows == 0:
+        if normalization_scope(spec) == "train":
+            raise InvalidSpecError(
+                f"normalize.scope is train, but no trial is in split 'train' "
+                f"({trials.num_rows} trials in other splits). Mend split, or use scope: trial."
+            )
+        return fit
+    merged = merge_moments(stack_moments(train))
+    if normalization_scope(spec) == "train":
+        affine = _train_affine(spec, merged, train, shards, store)
+        fit["normalize"] |= {
+            "offset": affine.offset.tolist(),
+            "scale": affine.scale.tolist(),
+            "n_trials": train.num_rows,
+        }
+    target = _target_statistics(spec, merged, train, n_channels)
+    return fit if target is None else {**fit, "target": target}
+
+
+def normalization_scope(spec: DatasetSpec) -> str:
+    """Return the scope as the format knows it."""
+    return "none" if spec.normalize.method == "none" else spec.normalize.scope
+
+
+def stack_moments(trials: pa.Table) -> dict[str, Float64]:
+    """Return the moments of trials, `[trials, channels + target columns]` each."""
+    return {name: _rows(trials[name]) for name in MOMENTS}
+
+
+def _rows(column: pa.ChunkedArray) -> Float64:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float64).reshape(len(column), -1)
+
+
+def _train_affine(
+    spec: DatasetSpec,
+    merged: dict[str, Float64],
+    train: pa.Table,
+    shards: Sequence[ShardEntry],
+    store: Path,
+) -> Affine:
+    n_channels = len(spec.channels)
+    if spec.normalize.method == "none":
+        return identity_affine(n_channels)
+    if spec.normalize.method != "robust":
+        return affine_from_moments(
+            spec.normalize.method, {name: column[:n_channels] for name, column in merged.items()}
+        )
+    return _quartiles(train, shards, store)
+
+
+def _quartiles(train: pa.Table, shards: Sequence[ShardEntry], store: Path) -> Affine:
+    """Read one channel at a time from the stored rows: quantiles do not merge."""
+    entries = {shard.digest: shard for shard in shards}
+    step = -(-sum(train["n_rows"].to_pylist()) // QUANTILE_ROWS)
+    parts = []
+    for digest, start, n_rows in zip(
+        *(train[name].to_pylist() for name in ("shard", "row_start", "n_rows")), strict=True
+    ):
+        array = entries[digest].arrays["values"]
+        path = store / "shards" / digest / "values" / "c" / "0" / "0"
+        data = FileRange([(path, array.size_bytes)]).bytes[: array.data_bytes]
+        rows = data.view(np.float32).reshape(array.n_rows, array.n_columns)
+        parts.append(rows[start : start + n_rows : step])
+    columns = [
+        affine_from_values(np.concatenate([p[:, c] for p in parts]).astype(np.float64)[:, None])
+        for c in range(parts[0].shape[1])
+    ]
+    return Affine(
+        np.concatenate([c.offset for c in columns]), np.concatenate([c.scale for c in columns])
+    )
+
+
+def _target_statistics(
+    spec: DatasetSpec, merged: dict[str, Float64], train: pa.Table, n_channels: int
+) -> dict[str, Any] | None:
+    """Return mean and sd of value targets in physical units, for the trainer to standardize."""
+    target = spec.windows.target
+    if isinstance(target, PerTrialTarget):
+        if target.task == "class":
+            return None
+        labels = np.array([float(text) for text in train["label"].to_pylist()])
+        return {"mean": [float(labels.mean())], "sd": [float(labels.std()) or 1.0]}
+    if not spec.target_columns():
+        return None
+    sd = merged["sd"][n_channels:]
+    return {
+        "mean": merged["mean"][n_channels:].tolist(),
+        "sd": np.where(sd > 0, sd, 1.0).tolist(),
+    }
+
+
+def find_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
+    """Return what a user should know of the values, in sentences."""
+    if normalization_scope(spec) == "trial" or trials.num_rows == 0:
+        return []
+    merged = merge_moments(stack_moments(trials))
+    coarse = coarse_channels(merged)
+    return [
+        f"channel {channel.name!r}: float32 steps are {ratio:.1g} of its spread, so digits are "
+        "lost. Subtract a constant level first (derive), or use normalize.scope: trial."
+        for channel, ratio in zip(spec.channels, coarse.tolist(), strict=False)
+        if ratio
+    ]
+
+
+def describe_lookahead(spec: DatasetSpec) -> list[str]:
+    """Return the transforms that use later rows of a trial for earlier ones, in sentences."""
+    ahead = []
+    if spec.clean.missing == "interpolate":
+        ahead.append("clean.missing: interpolate uses the next present value")
+    if normalization_scope(spec) == "trial":
+        ahead.append("normalize.scope: trial uses statistics of the whole trial")
+    inputs = {channel.name for channel in spec.channels} & set(spec.derive)
+    ahead += [f"derive.{name} sees the whole trial" for name in sorted(inputs)]
+    return ahead

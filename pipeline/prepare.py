@@ -1,0 +1,234 @@
+"""One parsed file into one finished trial: derive, clean, normalize, measure, digest.
+
+Everything here sees one trial at a time, so nothing can leak from another one (law 1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pipeline.clean import check_time, clean_values
+from pipeline.derive import derive_columns, parse_expressions, source_columns
+from pipeline.normalize import Affine, identity_affine, measure_moments, trial_affine
+from pipeline.sources.delimited import DelimitedLayout
+from pipeline.spec import ColumnAttribute, DatasetSpec, PerTrialTarget
+from pipeline.trials import Refusal, RefusedError, SourceFile, Table, quote
+from shards.errors import InvalidSpecError
+from shards.identity import trial_digest
+
+
+@dataclass(frozen=True)
+class PreparedTrial:
+    """A trial as it will be stored.
+
+    Attributes:
+        arrays: `values` float32 `[rows, channels]`, and `observed`, `targets` where the data set
+            has them.
+        row: Its row of the cold index, with `label` as text (or None), and `dropped` rows.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    row: Mapping[str, Any]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A specification with everything resolved that does not depend on a file."""
+
+    spec: DatasetSpec
+
+    @cached_property
+    def channels(self) -> list[str]:
+        """Channel names in column order."""
+        return [channel.name for channel in self.spec.channels]
+
+    @cached_property
+    def expressions(self) -> dict[str, pl.Expr]:
+        """Derived columns, parsed."""
+        return parse_expressions(self.spec.derive)
+
+    @cached_property
+    def column_attributes(self) -> dict[str, str]:
+        """Attribute -> the column it is read from."""
+        return {
+            name: attribute.column
+            for name, attribute in self.spec.attributes.items()
+            if isinstance(attribute, ColumnAttribute)
+        }
+
+    @cached_property
+    def layout(self) -> DelimitedLayout:
+        """How the files are written, and which columns are needed of them."""
+        source, attributes = self.spec.source, set(self.spec.attributes)
+        wanted = [*self.channels, *self.spec.target_columns()]
+        if source.time is not None:
+            wanted.append(source.time)
+        wanted = [name for name in wanted if name not in self.expressions]
+        wanted += sorted(source_columns(self.expressions) - attributes - self._path_groups())
+        text = tuple(dict.fromkeys(self.column_attributes.values()))
+        return DelimitedLayout(
+            delimiter=source.resolved_delimiter(),
+            header=source.header,
+            names=source.columns,
+            numeric=tuple(name for name in dict.fromkeys(wanted) if name not in text),
+            text=text,
+            comment=source.comment,
+            nulls=source.nulls,
+            final_newline=source.final_newline,
+        )
+
+    def _path_groups(self) -> set[str]:
+        return set(re.compile(self.spec.source.trial_id or "").groupindex)
+
+    def check(self) -> None:
+        """Find mistakes that need no file.
+
+        Raises:
+            InvalidSpecError: A bad expression, or an attribute that nothing provides.
+        """
+        known = set(self.spec.attributes) | self._path_groups()
+        target = self.spec.windows.target
+        wanted = {"split.attribute": self.spec.split.attribute}
+        if self.spec.split.by != "trial":
+            wanted["split.by"] = self.spec.split.by
+        if isinstance(target, PerTrialTarget):
+            wanted["windows.target.attribute"] = target.attribute
+        for where, name in wanted.items():
+            if name is not None and name not in known:
+                raise InvalidSpecError(
+                    f"{where}: no attribute {name!r}; known: {', '.join(sorted(known)) or 'none'}. "
+                    "Name a group in source.trial_id, or add it under attributes."
+                )
+        _ = self.layout  # parses the expressions
+
+
+def prepare_table(table: Table, recipe: Recipe) -> PreparedTrial | Refusal:
+    """Finish one trial, or say why not."""
+    try:
+        return _prepare(table, recipe)
+    except RefusedError as error:
+        return Refusal(
+            source=table.file.path,
+            stage="clean",
+            code=error.code,
+            message=str(error),
+            line=error.line,
+            column=error.column,
+            size_bytes=table.file.size_bytes,
+        )
+
+
+def _prepare(table: Table, recipe: Recipe) -> PreparedTrial:
+    spec, file = recipe.spec, table.file
+    attributes = {**file.attributes, **_column_values(table.frame, recipe.column_attributes)}
+    frame = derive_columns(table.frame, recipe.expressions, attributes)
+    if spec.source.time is not None:
+        check_time(frame[spec.source.time].to_numpy(), spec.source.time)
+    raw = _matrix(frame, recipe.channels)
+    cleaned = clean_values(raw, spec.clean)
+    targets = _matrix(frame, spec.target_columns())[cleaned.keep]
+    moments = measure_moments(np.concatenate([cleaned.values, targets], axis=1))
+    affine = _trial_affine(spec, cleaned.values, moments)
+    arrays: dict[str, npt.NDArray[Any]] = {"values": affine.apply(cleaned.values)}
+    if spec.clean.stores_observed():
+        arrays["observed"] = np.packbits(cleaned.observed, axis=1, bitorder="little")
+    if targets.shape[1]:
+        arrays["targets"] = targets.astype(np.float32)
+    label = _label(spec, attributes)
+    row = {
+        "id": file.trial_id,
+        "digest": trial_digest(file.trial_id, arrays, _typed_label(spec, label)),
+        "source": file.path,
+        "size_bytes": file.size_bytes,
+        "mtime_ns": file.mtime_ns,
+        "source_xxh3": table.source_xxh3,
+        "bucket": file.bucket,
+        "n_rows": len(cleaned.values),
+        "n_rows_in": len(raw),
+        "n_missing": int(cleaned.observed.size - cleaned.observed.sum()),
+        "n_masked": int(np.isnan(cleaned.values).sum()),
+        **{name: column.tolist() for name, column in moments.items()},
+        "attributes": attributes,
+        "label": label,
+    }
+    if spec.normalize.scope == "trial":
+        row |= {"offset": affine.offset.tolist(), "scale": affine.scale.tolist()}
+    return PreparedTrial(arrays, row)
+
+
+def _matrix(frame: pl.DataFrame, columns: list[str] | tuple[str, ...]) -> npt.NDArray[np.float64]:
+    if not columns:
+        return np.empty((frame.height, 0))
+    return np.ascontiguousarray(frame.select(columns).fill_null(np.nan).to_numpy(), np.float64)
+
+
+def _trial_affine(
+    spec: DatasetSpec,
+    values: npt.NDArray[np.float64],
+    moments: Mapping[str, npt.NDArray[np.float64]],
+) -> Affine:
+    if spec.normalize.method == "none" or spec.normalize.scope != "trial":
+        return identity_affine(values.shape[1])
+    return trial_affine(spec.normalize.method, values, moments)
+
+
+def _column_values(frame: pl.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
+    """Read attributes from columns, which must say one thing throughout the trial."""
+    values = {}
+    for name, column in columns.items():
+        distinct = frame[column].drop_nulls().unique(maintain_order=True)
+        if len(distinct) != 1:
+            shown = ", ".join(quote(str(value)) for value in distinct[:3])
+            raise RefusedError(
+                "attribute_not_constant",
+                f"column {column!r} (attribute {name!r}) has {len(distinct)} values ({shown}); "
+                "wanted one per trial.",
+                column=column,
+            )
+        values[name] = str(distinct[0])
+    return values
+
+
+def _label(spec: DatasetSpec, attributes: Mapping[str, str]) -> str | None:
+    target = spec.windows.target
+    if not isinstance(target, PerTrialTarget):
+        return None
+    if target.attribute not in attributes:
+        raise RefusedError("no_label", f"the trial has no attribute {target.attribute!r}.")
+    label = attributes[target.attribute]
+    if target.task == "value":
+        try:
+            if np.isfinite(float(label)):
+                return label
+        except ValueError:
+            pass
+        raise RefusedError(
+            "label_not_a_number",
+            f"attribute {target.attribute!r} is {quote(label)}; a value target wants a number.",
+        )
+    return label
+
+
+def _typed_label(spec: DatasetSpec, label: str | None) -> str | float | None:
+    target = spec.windows.target
+    is_value = isinstance(target, PerTrialTarget) and target.task == "value"
+    return float(label) if is_value and label is not None else label
+
+
+def source_key(file: SourceFile) -> str:
+    """Return what must be unchanged for a file's trial to be reused."""
+    attributes = ",".join(f"{k}={v}" for k, v in sorted(file.attributes.items()))
+    return f"{file.path}|{file.size_bytes}|{file.mtime_ns}|{file.trial_id}|{attributes}"

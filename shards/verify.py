@@ -1,0 +1,226 @@
+"""Check every byte and every promise of one version, and name what is broken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from shards.errors import TrialShardsError
+from shards.identity import dataset_fingerprint, trial_digest
+from shards.layout import array_metadata, chunk_tail, group_metadata, shard_digest
+from shards.manifest import VERSION_FILES, ShardEntry
+from shards.reader import Store
+from shards.version import file_promise, fingerprint_splits
+from shards.windows import count_windows
+
+SHOWN_TRIALS = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken promise.
+
+    Attributes:
+        where: File or shard.
+        message: What was found and what was wanted.
+        trials: Ids of the trials it touches, the first few.
+    """
+
+    where: str
+    message: str
+    trials: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one line."""
+        trials = f" (trials: {', '.join(self.trials)})" if self.trials else ""
+        return f"{self.where}: {self.message}{trials}"
+
+
+def verify_store(
+    path: str | Path,
+    version: str | None = None,
+    *,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
+    """Check one version; an empty list means that every promise holds.
+
+    Args:
+        path: Store root.
+        version: By default the newest.
+        on_shard: Called with (shards done, shards in all).
+
+    Raises:
+        StoreNotFoundError: If there is no such version.
+        CorruptStoreError: If the manifest itself cannot be read.
+        FormatVersionError: If a newer trialshards wrote it.
+    """
+    store = Store(path, version)
+    problems = list(_check_files(store))
+    if problems:  # the index cannot be trusted, so nothing can be said of trials
+        return problems + _check_shards(store, {}, on_shard)
+    try:
+        problems += _check_index(store)
+        trials = pq.read_table(store.folder / "trials.parquet")
+        problems += _check_identity(store, trials)
+    except (TrialShardsError, pa.ArrowException, KeyError) as error:
+        return [*problems, Problem(str(store.folder), f"the indexes cannot be used: {error}")]
+    return problems + _check_shards(store, _trials_by_shard(store), on_shard)
+
+
+def _check_files(store: Store) -> Iterator[Problem]:
+    for name in VERSION_FILES:
+        path, promise = store.folder / name, store.manifest.files.get(name)
+        if promise is None:
+            yield Problem(str(path), "the manifest does not list it")
+        elif not path.is_file():
+            yield Problem(str(path), "missing")
+        elif file_promise(path.read_bytes()) != promise:
+            yield Problem(str(path), f"its bytes are not those the manifest promises ({promise})")
+    known = {*VERSION_FILES, "dataset.json"}
+    for path in sorted(store.folder.iterdir()):
+        if path.name not in known:
+            yield Problem(str(path), "a foreign file")
+
+
+def _check_index(store: Store) -> list[Problem]:
+    index, manifest, where = store.index, store.manifest, str(store.folder / "index.arrow")
+    problems = []
+
+    def claim(holds: bool, message: str) -> None:
+        if not holds:
+            problems.append(Problem(where, message))
+
+    ids = index.ids.cast(pa.large_binary()).to_pylist()
+    claim(all(a < b for a, b in itertools.pairwise(ids)), "ids are not sorted and unique")
+    claim(len(ids) == manifest.counts.get("trials"), "the number of trials is not the manifest's")
+    claim(
+        bool(((index.shard >= 0) & (index.shard < len(manifest.shards))).all()),
+        "a shard number is out of range",
+    )
+    claim(
+        bool(((index.split >= 0) & (index.split < len(manifest.splits))).all()),
+        "a split code is out of range",
+    )
+    claim(
+        bool((index.n_windows == count_windows(index.n_rows, manifest.windows)).all()),
+        "a number of windows is not what its rows give",
+    )
+    if problems:
+        return problems
+    for number, members in _trials_by_shard(store).items():
+        start, n_rows = index.row_start[members], index.n_rows[members]
+        order = np.argsort(start, kind="stable")
+        ends = (start + n_rows)[order]
+        overlap = bool((start[order][1:] < ends[:-1]).any())
+        inside = start.min() >= 0 and ends.max() <= manifest.shards[number].n_rows
+        claim(not overlap and bool(inside), f"rows of shard {number} overlap or lie outside it")
+    return problems
+
+
+def _check_identity(store: Store, trials: pa.Table) -> list[Problem]:
+    manifest, where = store.manifest, str(store.folder / "trials.parquet")
+    if not pc.all(pc.equal(trials["id"].cast(pa.large_utf8()), store.index.ids)).as_py():
+        return [Problem(where, "its ids are not those of index.arrow")]
+    split = pa.array([manifest.splits[code] for code in store.index.split], pa.utf8())
+    got = fingerprint_splits(manifest, store.fit, trials.append_column("split", split))
+    if got != manifest.fingerprints or dataset_fingerprint(got) != manifest.fingerprint:
+        return [Problem(where, "fingerprints do not follow from the trials' digests")]
+    return []
+
+
+def _trials_by_shard(store: Store) -> dict[int, npt.NDArray[np.int64]]:
+    order = np.argsort(store.index.shard, kind="stable")
+    shards, first = np.unique(store.index.shard[order], return_index=True)
+    parts = np.split(order, first[1:]) if len(order) else []
+    return {int(s): part for s, part in zip(shards, parts, strict=True)}
+
+
+def _check_shards(
+    store: Store,
+    members: Mapping[int, npt.NDArray[np.int64]],
+    on_shard: Callable[[int, int], None] | None,
+) -> list[Problem]:
+    digests = store.cold("digest")["digest"].to_pylist() if members else []
+    problems = []
+    for number, entry in enumerate(store.manifest.shards):
+        numbers = members.get(number, np.empty(0, np.int64))
+        named = tuple(store.index.id_of(int(i)) for i in numbers[:SHOWN_TRIALS])
+        found = list(_check_shard_files(store.path / "shards" / entry.digest, entry, named))
+        if not found:
+            found = list(_check_trials(store, number, numbers, digests))
+        problems += found
+        if on_shard is not None:
+            on_shard(number + 1, len(store.manifest.shards))
+    return problems
+
+
+def _check_shard_files(
+    folder: Path, entry: ShardEntry, trials: tuple[str, ...]
+) -> Iterator[Problem]:
+    if shard_digest(dict(entry.arrays)) != entry.digest:
+        yield Problem(str(folder), "its name does not follow from its arrays", trials)
+    wanted = {"zarr.json": group_metadata()}
+    for name, spec in entry.arrays.items():
+        wanted[f"{name}/zarr.json"] = array_metadata(spec)
+        yield from _check_chunk(folder / name / "c" / "0" / "0", spec, trials)
+    for name, content in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            yield Problem(str(path), "missing", trials)
+        elif path.read_bytes() != content:
+            yield Problem(str(path), "its bytes are not what its arrays require", trials)
+    chunks = {f"{name}/c/0/0" for name in entry.arrays}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in wanted and name not in chunks:
+            yield Problem(str(path), "a foreign file", trials)
+
+
+def _check_chunk(path: Path, spec: Any, trials: tuple[str, ...]) -> Iterator[Problem]:
+    if not path.is_file() or path.stat().st_size != spec.size_bytes:
+        got = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+        yield Problem(str(path), f"{got}; wanted {spec.size_bytes} bytes", trials)
+        return
+    content = np.fromfile(path, np.uint8)
+    rows, tail = content[: spec.data_bytes], content[spec.data_bytes :]
+    if xxhash.xxh3_128_hexdigest(rows.data) != spec.xxh3_128:
+        yield Problem(str(path), "its rows are not those the manifest promises", trials)
+    if tail.tobytes() != chunk_tail(spec):
+        yield Problem(str(path), "its padding or chunk index is broken", trials)
+
+
+def _check_trials(
+    store: Store, number: int, members: npt.NDArray[np.int64], digests: list[str]
+) -> Iterator[Problem]:
+    entry = store.manifest.shards[number]
+    maps = {name: store.shard_rows(number, name) for name in entry.arrays}
+    classes, index = store.manifest.target.classes, store.index
+    infinite, changed = [], []
+    for trial in members.tolist():
+        start, stop = int(index.row_start[trial]), int(index.row_start[trial] + index.n_rows[trial])
+        arrays = {name: rows[start:stop] for name, rows in maps.items()}
+        label: str | float | None = float(index.label[trial])
+        if np.isnan(index.label[trial]):
+            label = None
+        elif classes is not None:
+            label = classes[int(index.label[trial])]
+        if trial_digest(index.id_of(trial), arrays, label) != digests[trial]:
+            changed.append(index.id_of(trial))
+        if np.isinf(arrays["values"]).any():
+            infinite.append(index.id_of(trial))
+    where = str(store.path / "shards" / entry.digest)
+    if changed:
+        shown = tuple(changed[:SHOWN_TRIALS])
+        yield Problem(where, f"{len(changed)} trials are not those their digests promise", shown)
+    if infinite:
+        yield Problem(where, "infinite values", tuple(infinite[:SHOWN_TRIALS]))
