@@ -1,0 +1,1 @@
+"""The `trialshards` command. It may import every other room; nothing imports it."""

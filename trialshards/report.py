@@ -1,0 +1,116 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.build import BuildReport
+    from shards import Store
+
+SHOWN_REFUSALS = 20
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """Return what `inspect --json` prints; keys are stable."""
+    manifest = store.manifest
+    counts, windows = manifest.counts, manifest.counts["windows"]
+    by_split = counts.get("trials_by_split", {})
+    return {
+        "name": manifest.name,
+        "version": store.version,
+        "fingerprint": manifest.fingerprint,
+        "n_files": counts["files"],
+        "n_trials": counts["trials"],
+        "n_quarantined": counts.get("quarantined", 0),
+        "n_ignored": sum(counts.get("ignored", {}).values()),
+        "n_rows": counts["rows"],
+        "n_rows_in": counts.get("rows_in", counts["rows"]),
+        "n_windows": sum(windows.values()),
+        "splits": {
+            split: {
+                "n_trials": by_split.get(split, 0),
+                "n_windows": windows[split],
+                "fingerprint": manifest.fingerprints[split],
+            }
+            for split in manifest.splits
+        },
+        "quarantined_by_code": counts.get("quarantined_by_code", {}),
+        "channels": [channel.name for channel in manifest.channels],
+        "target": {"kind": manifest.target.kind, "columns": list(manifest.target.columns)},
+        "windows": manifest.windows.as_dict(),
+        "normalization": dict(manifest.normalization),
+        "n_shards": len(manifest.shards),
+        "n_bytes": sum(a.size_bytes for s in manifest.shards for a in s.arrays.values()),
+    }
+
+
+def print_store(store: Store) -> None:
+    """Print a store for a person."""
+    console, about = Console(), describe_store(store)
+    window, target = about["windows"], about["target"]
+    console.print(f"[bold]{about['name']}[/] {about['version']}  {store.path}", highlight=False)
+    console.print(f"fingerprint {about['fingerprint']}", highlight=False)
+    console.print(
+        f"{about['n_files']:,} files = {about['n_trials']:,} trials + "
+        f"{about['n_quarantined']:,} quarantined + {about['n_ignored']:,} ignored",
+        highlight=False,
+    )
+    console.print(
+        f"{about['n_rows']:,} rows x {len(about['channels'])} channels "
+        f"({', '.join(about['channels'])}); {about['n_bytes'] / 2**20:,.1f} MiB in "
+        f"{about['n_shards']} shards",
+        highlight=False,
+    )
+    console.print(
+        f"windows of {window['length']} every {window['stride']}; target {target['kind']}: "
+        f"{', '.join(target['columns'])}",
+        highlight=False,
+    )
+    console.print(_split_table(about["splits"]))
+    _print_lookahead(console, about["normalization"].get("lookahead", []))
+    _print_quarantine(console, pq.read_table(store.folder / "quarantine.parquet").to_pylist())
+
+
+def print_build(report: BuildReport) -> None:
+    """Print what a build did."""
+    from shards import Store
+
+    console = Console()
+    print_store(Store(report.store, report.version))
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    said = "published" if report.published else "unchanged, nothing published:"
+    rate = report.counts["source_bytes"] / 1e6 / max(report.seconds, 1e-9)
+    console.print(
+        f"{said} {report.version} in {report.seconds:.1f} s ({rate:,.0f} MB/s of source)",
+        highlight=False,
+    )
+
+
+def _split_table(splits: dict[str, dict[str, Any]]) -> Table:
+    table = Table("split", "trials", "windows", box=None, pad_edge=False)
+    for name, split in splits.items():
+        table.add_row(name, f"{split['n_trials']:,}", f"{split['n_windows']:,}")
+    return table
+
+
+def _print_lookahead(console: Console, lookahead: list[str]) -> None:
+    for sentence in lookahead:
+        console.print(f"looks ahead inside a trial: {sentence}", highlight=False)
+
+
+def _print_quarantine(console: Console, rows: list[dict[str, Any]]) -> None:
+    for row in rows[:SHOWN_REFUSALS]:
+        line = f":{row['line']}" if row["line"] else ""
+        console.print(
+            f"[red]quarantined[/] {row['source']}{line}  [bold]{row['code']}[/]  {row['message']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(rows) > SHOWN_REFUSALS:
+        console.print(f"... and {len(rows) - SHOWN_REFUSALS:,} more in quarantine.parquet")
