@@ -5,6 +5,7 @@ The frame holds one trial, so an aggregate such as `max(t)` cannot see another o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import polars as pl
@@ -53,7 +54,7 @@ def derive_columns(
         attributes: Available as constant columns: numbers where they read as numbers.
 
     Raises:
-        RefusedError: `derive_failed`, naming the column.
+        RefusedError: `derive_failed` or `infinite`, naming the column.
     """
     if not expressions:
         return frame
@@ -63,12 +64,19 @@ def derive_columns(
     frame = frame.with_columns(constants)
     for name, expression in expressions.items():
         try:
-            frame = frame.with_columns(expression.cast(pl.Float64).alias(name))
+            column = expression.cast(pl.Float64).fill_null(math.nan)
+            frame = frame.with_columns(column.alias(name))
         except pl.exceptions.PolarsError as error:
             text = quote(str(error).split("\n", 1)[0])
             raise RefusedError(
                 "derive_failed", f"derive.{name} failed on this trial: {text}.", column=name
             ) from error
+        infinite = frame[name].is_infinite()
+        if infinite.any():
+            row = int(infinite.arg_max() or 0)
+            raise RefusedError(
+                "infinite", f"derive.{name} is infinite at row {row + 1}.", column=name
+            )
     return frame
 
 

@@ -6,7 +6,7 @@ Everything here sees one trial at a time, so nothing can leak from another one (
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.derive import derive_columns, parse_expressions, source_columns
 from pipeline.normalize import Affine, identity_affine, measure_moments, trial_affine
 from pipeline.sources.delimited import DelimitedLayout
 from pipeline.spec import ColumnAttribute, DatasetSpec, PerTrialTarget
-from pipeline.trials import Refusal, RefusedError, SourceFile, Table, quote
+from pipeline.trials import Float64, Refusal, RefusedError, SourceFile, Table, quote
 from shards.errors import InvalidSpecError
 from shards.identity import trial_digest
 
@@ -134,12 +134,12 @@ def prepare_table(table: Table, recipe: Recipe) -> PreparedTrial | Refusal:
 def _prepare(table: Table, recipe: Recipe) -> PreparedTrial:
     spec, file = recipe.spec, table.file
     attributes = {**file.attributes, **_column_values(table.frame, recipe.column_attributes)}
-    frame = derive_columns(table.frame, recipe.expressions, attributes)
+    columns = _columns(table, recipe, attributes)
     if spec.source.time is not None:
-        check_time(frame[spec.source.time].to_numpy(), spec.source.time)
-    raw = _matrix(frame, recipe.channels)
+        check_time(columns([spec.source.time])[:, 0], spec.source.time)
+    raw = columns(recipe.channels)
     cleaned = clean_values(raw, spec.clean)
-    targets = _matrix(frame, spec.target_columns())[cleaned.keep]
+    targets = columns(spec.target_columns())[cleaned.keep]
     moments = measure_moments(np.concatenate([cleaned.values, targets], axis=1))
     affine = _trial_affine(spec, cleaned.values, moments)
     arrays: dict[str, npt.NDArray[Any]] = {"values": affine.apply(cleaned.values)}
@@ -169,17 +169,23 @@ def _prepare(table: Table, recipe: Recipe) -> PreparedTrial:
     return PreparedTrial(arrays, row)
 
 
-def _matrix(frame: pl.DataFrame, columns: list[str] | tuple[str, ...]) -> npt.NDArray[np.float64]:
-    if not columns:
-        return np.empty((frame.height, 0))
-    return np.ascontiguousarray(frame.select(columns).fill_null(np.nan).to_numpy(), np.float64)
+def _columns(
+    table: Table, recipe: Recipe, attributes: Mapping[str, str]
+) -> Callable[[Sequence[str]], Float64]:
+    """Return a look-up of columns by name as `[rows, columns]`; derived ones are computed."""
+    places = {name: place for place, name in enumerate(recipe.layout.numeric)}
+    if not recipe.expressions:
+        return lambda names: table.numbers[:, [places[name] for name in names]]
+    frame = derive_columns(table.frame, recipe.expressions, attributes)
+
+    def stack(names: Sequence[str]) -> Float64:
+        parts = [frame[name].to_numpy() for name in names]
+        return np.stack(parts, axis=1) if parts else np.empty((frame.height, 0))
+
+    return stack
 
 
-def _trial_affine(
-    spec: DatasetSpec,
-    values: npt.NDArray[np.float64],
-    moments: Mapping[str, npt.NDArray[np.float64]],
-) -> Affine:
+def _trial_affine(spec: DatasetSpec, values: Float64, moments: Mapping[str, Float64]) -> Affine:
     if spec.normalize.method == "none" or spec.normalize.scope != "trial":
         return identity_affine(values.shape[1])
     return trial_affine(spec.normalize.method, values, moments)
@@ -189,16 +195,16 @@ def _column_values(frame: pl.DataFrame, columns: Mapping[str, str]) -> dict[str,
     """Read attributes from columns, which must say one thing throughout the trial."""
     values = {}
     for name, column in columns.items():
-        distinct = frame[column].drop_nulls().unique(maintain_order=True)
+        distinct = list(dict.fromkeys(v for v in frame[column].to_list() if v is not None))
         if len(distinct) != 1:
-            shown = ", ".join(quote(str(value)) for value in distinct[:3])
+            shown = ", ".join(quote(value) for value in distinct[:3])
             raise RefusedError(
                 "attribute_not_constant",
                 f"column {column!r} (attribute {name!r}) has {len(distinct)} values ({shown}); "
                 "wanted one per trial.",
                 column=column,
             )
-        values[name] = str(distinct[0])
+        values[name] = distinct[0]
     return values
 
 

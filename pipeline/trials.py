@@ -89,9 +89,11 @@ class Table:
     Attributes:
         file: Where it came from.
         source_xxh3: XXH3-128 of the file's bytes, hexadecimal.
-        frame: Float64 columns for numbers (NaN and null both mean missing), String for text.
+        frame: The wanted columns: Float64 for numbers, NaN where missing; String for text.
+        numbers: `[rows, numeric columns]` float64, the same numbers as one matrix.
     """
 
     file: SourceFile
     source_xxh3: str
     frame: pl.DataFrame
+    numbers: Float64

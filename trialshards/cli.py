@@ -102,13 +102,21 @@ def verify(store: Path, version: str | None) -> None:
 @_plain_errors
 def train(config: Path, fresh: bool, seed: int | None, out: Path | None) -> None:
     """Train and evaluate the model that CONFIG describes; a killed run goes on where it was."""
-    from training import TrainConfig, run_job
+    from training import TrainConfig, evaluate, progress_bar
+    from training import train as train_model
     from trialshards.report import print_training
 
     loaded = TrainConfig.read(config)
     changes = {"seed": seed, "out": out.resolve() if out else None}
     loaded = loaded.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    print_training(run_job(loaded, fresh=fresh, progress=True))
+    with progress_bar() as progress:
+        result = train_model(loaded, fresh=fresh, progress=progress)
+    if result.status == "interrupted":
+        raise click.ClickException(
+            f"stopped after {result.steps} steps; a checkpoint is in {result.out}. "
+            "Run the same command without --fresh to go on."
+        )
+    print_training(loaded, result, evaluate(loaded))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pipeline.build import BuildReport
     from shards import Store
+    from training import Evaluation, TrainConfig, TrainResult
 
 SHOWN_REFUSALS = 20
 
@@ -90,6 +91,58 @@ def print_build(report: BuildReport) -> None:
         f"{said} {report.version} in {report.seconds:.1f} s ({rate:,.0f} MB/s of source)",
         highlight=False,
     )
+
+
+def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluation) -> None:
+    """Print what a training job came to: data, errors beside the baseline's, where things lie."""
+    from shards import Store
+
+    console = Console()
+    print_store(Store(config.store, config.version))
+    best = "" if result.best_loss is None else f", validation loss {result.best_loss:.4g}"
+    console.print(
+        f"{result.status} after {result.epochs} epochs, {result.steps:,} steps, "
+        f"{result.seconds:.0f} s; best epoch {result.best_epoch}{best}",
+        highlight=False,
+    )
+    where = "last row of each trial" if evaluation.at == "last" else "every window"
+    console.print(
+        f"{evaluation.split} split, {where}, {evaluation.n_trials:,} trials, physical units:",
+        highlight=False,
+    )
+    console.print(_error_table(evaluation, _units(config)))
+    console.print(f"store        {config.store}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoints  {result.out}", highlight=False, soft_wrap=True)
+    console.print(f"plots        {evaluation.folder}", highlight=False, soft_wrap=True)
+
+
+def _units(config: TrainConfig) -> dict[str, str]:
+    from shards import Store
+
+    return {c.name: c.unit for c in Store(config.store, config.version).manifest.channels}
+
+
+def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
+    metrics = evaluation.metrics
+    if evaluation.kind == "class":
+        table = Table("", "model", evaluation.baseline, box=None, pad_edge=False)
+        for name in ("accuracy", "balanced_accuracy"):
+            naive = metrics.get(f"naive_{name}")
+            shown = "" if naive is None else f"{naive:.3f}"
+            table.add_row(name.replace("_", " "), f"{metrics[name]:.3f}", shown)
+        return table
+    naive = f"RMSE of {evaluation.baseline}"
+    table = Table("target", "unit", "RMSE", naive, "MAE", "skill", box=None, pad_edge=False)
+    for name, part in metrics["by_column"].items():
+        table.add_row(
+            name,
+            units.get(name, ""),
+            f"{part['rmse']:.4g}",
+            f"{part['naive_rmse']:.4g}",
+            f"{part['mae']:.4g}",
+            f"{part['skill']:.3f}",
+        )
+    return table
 
 
 def _split_table(splits: dict[str, dict[str, Any]]) -> Table:
