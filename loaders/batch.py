@@ -1,0 +1,63 @@
+"""What a stream yields: one batch of windows with everything a training step needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Batch:
+    """This rank's rows of one optimizer step. B rows, L steps, C channels, K target columns.
+
+    The last step of an epoch is filled up with *filler rows*: values 0, trial -1, length 0,
+    weight 0. Every tensor belongs to the batch: no later batch writes into it.
+
+    Attributes:
+        values: float32 `[B, L, C]`, as delivered (SPEC section 5); 0 where missing or padded.
+        targets: By the kind of target. forecast: float32 `[B, steps, K]`, in the units of
+            `values`. per_step: float32 `[B, L, K]`, physical units. per_trial: float32 `[B]`
+            without classes, else int64 `[B]`. Missing, padded and filler targets are NaN; as a
+            class, -1.
+        observed: bool `[B, L, C]`, True where the source held a value; None if not stored.
+        valid: bool `[B, L]`, False in padding.
+        lengths: int64 `[B]`, valid steps.
+        weights: float32 `[B]`, weight of the row's trial; 0 for filler rows.
+        global_weight: Sum of the weights of this step over all ranks. The loss of a rank is
+            `sum(weights * loss) * world_size / global_weight`, so that filler rows bias nothing.
+        trial: int64 `[B]`, trial number; -1 for filler rows.
+        start: int64 `[B]`, first row in the trial.
+        epoch: Epoch of the plan.
+        step: Step in the epoch. `TrialStream.state_dict(batch)` is the state after it.
+    """
+
+    values: Tensor
+    targets: Tensor
+    observed: Tensor | None
+    valid: Tensor
+    lengths: Tensor
+    weights: Tensor
+    global_weight: float
+    trial: Tensor
+    start: Tensor
+    epoch: int
+    step: int
+
+    def __len__(self) -> int:
+        """Return B, filler rows included."""
+        return len(self.values)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on `device`; copies from pinned memory may overlap (`non_blocking`)."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory. `DataLoader(pin_memory=True)` calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {name: change(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""The network: shapes, causality, and the step it reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from learnable import numpy_network
+
+from training.config import ModelConfig
+from training.model import TrialLSTM, last_seen, take_last
+
+SMALL = ModelConfig(hidden=8, layers=2, dropout=0.0, head=(5,))
+
+
+@pytest.mark.parametrize(
+    ("steps", "shape"), [(4, (3, 4, 2)), (0, (3, 7, 2)), (None, (3, 2))], ids=str
+)
+@pytest.mark.parametrize("observed", [False, True])
+def test_output_shapes(steps: int | None, shape: tuple[int, ...], observed: bool) -> None:
+    model = TrialLSTM(3, 2, SMALL, observed=observed, steps=steps)
+    mask = torch.rand(3, 7, 3) > 0.5 if observed else None
+    assert model(torch.randn(3, 7, 3), torch.tensor([7, 2, 0]), mask).shape == shape
+
+
+@pytest.mark.parametrize("steps", [4, None])
+def test_what_follows_the_last_valid_step_does_not_matter(steps: int | None) -> None:
+    model = TrialLSTM(3, 2, SMALL, steps=steps)
+    lengths = torch.tensor([7, 2, 4])
+    x = torch.randn(3, 7, 3)
+    junk = torch.where((torch.arange(7) < lengths[:, None])[:, :, None], x, 1e6)
+    assert torch.equal(model(x, lengths, None), model(junk, lengths, None))
+
+
+def test_steps_see_only_their_past() -> None:
+    model = TrialLSTM(3, 2, SMALL, steps=0)
+    x = torch.randn(1, 7, 3)
+    later = x.clone()
+    later[:, 4:] += 1
+    a, b = (model(part, torch.tensor([7]), None) for part in (x, later))
+    assert torch.equal(a[:, :4], b[:, :4])
+    assert not torch.equal(a[:, 4:], b[:, 4:])
+
+
+def test_it_computes_what_the_equations_say() -> None:
+    model = TrialLSTM(3, 2, SMALL, observed=True, steps=0)
+    x, mask = torch.randn(1, 7, 3), torch.rand(1, 7, 3) > 0.5
+    want = numpy_network(model.state_dict(), torch.cat([x, mask.float()], -1)[0].numpy())
+    got = model(x, torch.tensor([7]), mask)[0].detach()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_dropout_acts_between_layers_in_training_only() -> None:
+    model = TrialLSTM(3, 2, ModelConfig(hidden=8, layers=2, dropout=0.5), steps=None)
+    x, n = torch.randn(2, 5, 3), torch.tensor([5, 5])
+    assert not torch.equal(model(x, n, None), model(x, n, None))
+    model.eval()
+    assert torch.equal(model(x, n, None), model(x, n, None))
+    one = TrialLSTM(3, 2, ModelConfig(hidden=8, layers=1, dropout=0.5), steps=None)
+    assert torch.equal(one(x, n, None), one(x, n, None))
+
+
+def test_forget_gates_start_open() -> None:
+    model = TrialLSTM(3, 2, SMALL)
+    assert torch.equal(model.layers[1].bias_ih_l0[8:16], torch.ones(8))
+
+
+def test_take_last_and_last_seen() -> None:
+    x = torch.arange(24.0).reshape(2, 4, 3)
+    lengths = torch.tensor([3, 0])
+    assert take_last(x, lengths).tolist() == [[6, 7, 8], [12, 13, 14]]
+    assert last_seen(x, lengths, None, (2, 0)).tolist() == [[8, 6], [14, 12]]
+    seen = torch.zeros(2, 4, 3, dtype=torch.bool)
+    seen[0, 1, 2] = seen[0, 3, 2] = True  # step 3 is padding
+    assert last_seen(x, lengths, seen, (2, 0)).tolist() == [[5, 6], [14, 12]]

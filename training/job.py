@@ -1,0 +1,163 @@
+"""A run's working parts, put together once, saved and put back."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+
+from loaders import TrialStream
+from shards import InvalidSpecError, Store
+from training.build import build_model, open_stream, start_fabric
+from training.checkpoint import (
+    BEST,
+    LAST,
+    check_same_run,
+    describe_run,
+    load_checkpoint,
+    restore_rng,
+    save_checkpoint,
+)
+from training.config import TrainConfig
+from training.state import RunState, reduce_ranks
+from training.target import Objective, choose_objective
+
+log = logging.getLogger(__name__)
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run works with; none of it is replaced while it runs.
+
+    Attributes:
+        model: The network as Fabric wrapped it.
+        optimizer: Likewise.
+        validation: None without a validation split.
+        n_steps: Optimizer steps per epoch.
+    """
+
+    config: TrainConfig
+    fabric: Fabric
+    store: Store
+    objective: Objective
+    stream: TrialStream
+    validation: TrialStream | None
+    model: Any
+    optimizer: Any
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    n_steps: int
+
+
+def prepare_job(config: TrainConfig) -> Job:
+    """Open the store and build what the config asks for.
+
+    Raises:
+        InvalidSpecError: If the config does not fit the store.
+        StoreNotFoundError: If there is no such store or version.
+    """
+    store = Store(config.store, config.version)
+    fabric = start_fabric(config)
+    split = config.data.train_split
+    objective = choose_objective(config, open_stream(store, config, split, shuffle="global"))
+    ranks = (fabric.global_rank, fabric.world_size)
+    stream = open_stream(store, config, split, shuffle="global", ranks=ranks)
+    n_steps = config.data.steps_per_epoch or len(stream)
+    network = build_model(store, config, objective)
+    plain = torch.optim.AdamW(
+        network.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
+    )
+    scheduler = _schedule(plain, config, config.epochs * n_steps)
+    model, optimizer = fabric.setup(network, plain)
+    torch.manual_seed(config.seed + fabric.global_rank)  # same weights, other dropout
+    return Job(
+        config=config,
+        fabric=fabric,
+        store=store,
+        objective=objective,
+        stream=stream,
+        validation=_open_validation(store, config, ranks),
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        n_steps=n_steps,
+    )
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, n_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.optimizer.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.optimizer.lr, total_steps=n_steps
+    )
+
+
+def _open_validation(
+    store: Store, config: TrainConfig, ranks: tuple[int, int]
+) -> TrialStream | None:
+    split = config.data.validation_split
+    if split is None or split not in store.manifest.splits:
+        log.warning("no validation split: the last epoch counts as the best")
+        return None
+    try:
+        return open_stream(store, config, split, ranks=ranks)
+    except InvalidSpecError:
+        log.warning("validation split %r has no window: the last epoch counts as the best", split)
+        return None
+
+
+def resume_run(job: Job, *, fresh: bool) -> RunState:
+    """Return where to go on: at the last checkpoint in `out`, or at the start.
+
+    Raises:
+        ResumeError: If the checkpoint belongs to other data or another config.
+    """
+    out, path = job.config.out, job.config.out / LAST
+    if fresh or not path.exists():
+        job.fabric.barrier()  # all ranks have looked before rank 0 clears
+        if job.fabric.is_global_zero:
+            _clear_run(job)
+        return RunState()
+    saved = load_checkpoint(path)
+    check_same_run(saved["run"], describe_run(job.config, job.store, job.objective), path)
+    state = RunState(**{f.name: saved["state"][f.name] for f in fields(RunState)})
+    job.model.load_state_dict(saved["model"])
+    job.optimizer.load_state_dict(saved["optimizer"])
+    job.scheduler.load_state_dict(saved["scheduler"])
+    job.fabric.strategy.precision.load_state_dict(saved["precision"])
+    if state.stream is not None:
+        job.stream.load_state_dict(state.stream)
+    if not restore_rng(job.fabric, saved["rng"]):
+        log.warning("another number of ranks: same batches, but dropout draws other masks")
+    log.info("resumed %s at epoch %d, step %d", out, state.epoch, state.step)
+    return state
+
+
+def save_run(job: Job, state: RunState, name: str) -> None:
+    """Write a checkpoint of the run into `out`; every rank must call it."""
+    mean = reduce_ranks(job.fabric, state.loss_sum, "mean")  # what every rank goes on with
+    parts = {
+        "model": job.model, "optimizer": job.optimizer, "scheduler": job.scheduler,
+        "state": asdict(state) | {"loss_sum": float(mean)},
+        "run": describe_run(job.config, job.store, job.objective),
+    }  # fmt: skip
+    save_checkpoint(job.fabric, job.config.out / name, parts)
+
+
+def _clear_run(job: Job) -> None:
+    """Remove what an earlier run left, and note what this one was asked for."""
+    out = job.config.out
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (LAST, BEST):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / LOGS, ignore_errors=True)
+    (out / "config.yaml").write_text(
+        yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False)
+    )

@@ -1,0 +1,158 @@
+"""The training job. Read `train`, then `train_epoch`: the rest is what they call."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from rich.progress import Progress
+
+from loaders import Batch, TrialStream
+from shards.errors import TrialShardsError
+from training.build import move_batch
+from training.checkpoint import BEST, LAST
+from training.config import TrainConfig
+from training.job import Job, prepare_job, resume_run, save_run
+from training.loss import row_losses, step_loss
+from training.record import Recorder
+from training.state import (
+    RunState,
+    StopSignal,
+    TrainResult,
+    reduce_ranks,
+    sum_dtype,
+    watch_signals,
+)
+
+log = logging.getLogger(__name__)
+
+
+class TrainingDivergedError(TrialShardsError, ArithmeticError):
+    """The loss is no longer a number: the rate is too high, or the data are not normalised."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> TrainResult:
+    """Train, or go on training, the model of a config; checkpoints, logs and history go to `out`.
+
+    SIGINT and SIGTERM end it after the current step with a checkpoint.
+
+    Args:
+        config: What to train.
+        fresh: Start over even if `out` holds a checkpoint.
+        progress: A bar to move (see `progress_bar`).
+        on_metrics: Called on rank 0 with (step, metrics) after each epoch.
+
+    Raises:
+        ResumeError: If the checkpoint in `out` belongs to other data or another config.
+        TrainingDivergedError: If the loss becomes NaN or infinite.
+        InvalidSpecError: If the config does not fit the store.
+    """
+    started = time.perf_counter()
+    job = prepare_job(config)
+    state = resume_run(job, fresh=fresh)
+    batches = endless(job.stream)
+    with watch_signals() as stop, Recorder(job, state, progress) as recorder:
+        while state.status(config) == "running":
+            train_epoch(job, state, batches, stop=stop, recorder=recorder)
+            val_loss = validate(job, stop)
+            if stop.agreed:
+                save_run(job, state, LAST)
+                break
+            metrics = finish_epoch(job, state, val_loss, recorder=recorder)
+            if on_metrics is not None and job.fabric.is_global_zero:
+                on_metrics(state.step, metrics)
+    seconds = time.perf_counter() - started
+    result = TrainResult.of(config, state, interrupted=stop.agreed, seconds=seconds)
+    log.info("%s: %d epochs, %d steps, %.1f s", result.status, state.epoch, state.step, seconds)
+    return result
+
+
+def train_epoch(
+    job: Job, state: RunState, batches: Iterator[Batch], *, stop: StopSignal, recorder: Recorder
+) -> None:
+    """Take the optimizer steps that are left of this epoch."""
+    job.model.train()
+    clip_norm, save_every = job.config.optimizer.clip_norm, job.config.checkpoint_steps
+    for arrived in itertools.islice(batches, job.n_steps - state.step_in_epoch):
+        batch = move_batch(arrived, job.fabric.device)
+        output = job.model(batch.values, batch.lengths, batch.observed)
+        loss = step_loss(output, batch, job.objective, job.fabric.world_size)
+        job.fabric.backward(loss)
+        if clip_norm is not None:
+            # Half precision meets infinite gradients on its way; NaN is caught with the loss.
+            job.fabric.clip_gradients(
+                job.model, job.optimizer, max_norm=clip_norm, error_if_nonfinite=False
+            )
+        job.optimizer.step()
+        job.scheduler.step()
+        job.optimizer.zero_grad(set_to_none=True)
+        state.count_step(loss, batch.global_weight, job.stream.state_dict(batch))
+        recorder.step(loss)
+        if save_every and state.step % save_every == 0:
+            save_run(job, state, LAST)
+        if stop.poll(job.fabric, state.step):
+            return
+
+
+@torch.no_grad()
+def validate(job: Job, stop: StopSignal) -> float | None:
+    """Return the exact weighted mean loss over the validation rows that have a target.
+
+    None without a validation split, and when a signal cut it short.
+    """
+    if job.validation is None or stop.agreed:
+        return None
+    job.model.eval()
+    sums = torch.zeros(2, dtype=sum_dtype(job.fabric.device), device=job.fabric.device)
+    for step, arrived in enumerate(job.validation):
+        batch = move_batch(arrived, job.fabric.device)
+        output = job.model(batch.values, batch.lengths, batch.observed)
+        loss_B, there_B = row_losses(output, batch, job.objective)
+        weights_B = (batch.weights * there_B).to(sums.dtype)
+        sums += torch.stack([(weights_B * loss_B).sum(), weights_B.sum()])
+        if stop.poll(job.fabric, step):
+            return None
+    total, weight = reduce_ranks(job.fabric, sums, "sum").tolist()
+    return total / weight if weight else None
+
+
+def finish_epoch(
+    job: Job, state: RunState, val_loss: float | None, *, recorder: Recorder
+) -> dict[str, float]:
+    """Close the epoch's books: metrics, best, checkpoints.
+
+    Raises:
+        TrainingDivergedError: If a loss is not finite; the last good checkpoint stays.
+    """
+    mean = float(reduce_ranks(job.fabric, state.loss_sum, "mean"))
+    metrics = {"epoch": state.epoch + 1.0, "train_loss": mean / state.weight_sum}
+    metrics |= {} if val_loss is None else {"val_loss": val_loss}
+    if not all(map(math.isfinite, metrics.values())):
+        raise TrainingDivergedError(
+            f"the loss is not finite in epoch {state.epoch + 1} ({metrics}). Lower optimizer.lr "
+            f"(now {job.config.optimizer.lr}), set optimizer.clip_norm, or normalise the store."
+        )
+    metrics["lr"] = float(job.scheduler.get_last_lr()[0])
+    metrics |= {"step": float(state.step), **recorder.pace()}
+    if state.close_epoch(metrics):
+        # Best before last: killed in between, the epoch is repeated and writes the same best.
+        save_run(job, state, BEST)
+    save_run(job, state, LAST)
+    recorder.epoch(metrics)
+    return metrics
+
+
+def endless(stream: TrialStream) -> Iterator[Batch]:
+    """Yield batches for ever, one stream epoch after the other."""
+    while True:
+        yield from stream

@@ -1,0 +1,160 @@
+"""What is learned, in numbers: which loss on which elements, and in which units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loaders import TrialStream
+from shards import InvalidSpecError, Store
+from training.config import TrainConfig
+from training.model import last_seen
+
+Float64 = npt.NDArray[np.float64]
+# Windows that tell how much a channel changes over the horizon; more would not move the scale.
+N_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The target of one run. The network predicts `(target - mean - base) / sd`.
+
+    Attributes:
+        kind: `forecast`, `per_step`, `per_trial` or `class`.
+        columns: Names of the targets.
+        loss: `mse`, `huber` or `cross_entropy`.
+        last_only: Per-step loss on the last valid step alone.
+        clip: Bounds for training targets, physical units; infinite where there is none.
+        base: Channels whose last seen value is the base of a forecast, one per column; without,
+            the base is 0.
+        mean: `[K]`, of each target over the train trials.
+        sd: `[1, K]` likewise; of a forecast with a base `[steps, K]`, the root mean square of the
+            change, so that a loss of 1 is the loss of persistence.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    loss: str
+    last_only: bool = False
+    clip: tuple[float, float] = (-np.inf, np.inf)
+    base: tuple[int, ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    sd: tuple[tuple[float, ...], ...] = ((1.0,),)
+
+
+def choose_objective(config: TrainConfig, train: TrialStream) -> Objective:
+    """Return what a run learns.
+
+    Args:
+        config: Loss, clip.
+        train: The train windows, all ranks' share of them, so that every rank finds the same.
+
+    Raises:
+        InvalidSpecError: If the config asks for what this kind of target cannot do.
+    """
+    schema, target = train.target, config.target
+    kind = "class" if schema.classes is not None else schema.kind
+    loss = target.loss or ("cross_entropy" if kind == "class" else "mse")
+    _check_target(kind, config, loss)
+    low, high = target.clip or (None, None)
+    base = target_channels(train.store) if kind == "forecast" and config.model.residual else ()
+    mean, sd = np.zeros(1), np.ones((1, 1))
+    if base:
+        sd = change_scale(train, base)
+    elif kind in ("per_step", "per_trial"):
+        mean, column_sd = target_statistics(train.store, config.data.train_split)
+        sd = column_sd[None]
+    return Objective(
+        kind=kind,
+        columns=schema.columns,
+        loss=loss,
+        last_only=target.loss_on == "last",
+        clip=(-np.inf if low is None else low, np.inf if high is None else high),
+        base=base,
+        mean=tuple(mean.tolist()),
+        sd=tuple(tuple(row) for row in sd.tolist()),
+    )
+
+
+def _check_target(kind: str, config: TrainConfig, loss: str) -> None:
+    target = config.target
+    checks = (
+        ("loss", loss, (loss == "cross_entropy") == (kind == "class"),
+         "cross_entropy for classes, mse or huber for values"),
+        ("clip", target.clip, target.clip is None or kind in ("per_step", "per_trial"),
+         "null: only values per step or per trial are clipped"),
+        ("loss_on", target.loss_on, target.loss_on == "all" or kind == "per_step",
+         "all: there is one prediction per window anyway"),
+    )  # fmt: skip
+    for name, got, good, wanted in checks:
+        if not good:
+            raise InvalidSpecError(
+                f"target.{name} is {got!r} for a target of kind {kind}; wanted {wanted}. "
+                f"Mend target.{name} in the training config."
+            )
+
+
+def target_channels(store: Store) -> tuple[int, ...]:
+    """Return the channel numbers of a forecast's columns."""
+    names = [channel.name for channel in store.manifest.channels]
+    return tuple(names.index(column) for column in store.manifest.target.columns)
+
+
+def change_scale(train: TrialStream, base: tuple[int, ...]) -> Float64:
+    """Return float64 `[steps, K]`: root mean square of target - last seen value.
+
+    Units of the delivered values; over the first windows of the train order, which is shuffled.
+    """
+    n_batches = -(-N_SAMPLE // train.options.batch_size)
+    squares, count = torch.zeros(2, train.windows.steps, len(base), dtype=torch.float64)
+    for batch in islice(train, n_batches):
+        seen_BK = last_seen(batch.values, batch.lengths, batch.observed, base)
+        change = batch.targets.double() - seen_BK[:, None]
+        squares += change.nan_to_num(0.0).square().sum(0)
+        count += change.isfinite().sum(0)
+    rms: Float64 = (squares / count.clamp(min=1)).sqrt().numpy()
+    return np.where(rms > 0, rms, 1.0)
+
+
+def target_statistics(store: Store, split: str) -> tuple[Float64, Float64]:
+    """Return float64 `(mean, sd)` per target column over a split, physical units.
+
+    They come from `fit.json`; a store that holds none is read once. A column that never varies has
+    sd 1.
+    """
+    fitted = store.fit.get("target")
+    if fitted and fitted.get("mean"):
+        mean, sd = (np.asarray(fitted[key], np.float64) for key in ("mean", "sd"))
+    else:
+        count, total, squares = _moments(store, split)
+        n = np.maximum(count, 1)
+        mean = total / n
+        sd = np.sqrt(squares / n)
+    return mean, np.where(np.isfinite(sd) & (sd > 0), sd, 1.0)
+
+
+def _moments(store: Store, split: str) -> tuple[Float64, Float64, Float64]:
+    """Return count, sum and sum of squared deviations per target column, trial by trial.
+
+    Trials are merged with Chan, Golub & LeVeque (1979): no E[x^2] - E[x]^2, no pass over all rows
+    in memory.
+    """
+    numbers = np.flatnonzero(store.index.split == store.split_code(split))
+    per_step = store.manifest.target.kind == "per_step"
+    count, total, squares = np.zeros((3, len(store.manifest.target.columns)))
+    for number in numbers.tolist():
+        label = store.index.label[number : number + 1, None]
+        values = np.asarray(store.trial_rows(number, "targets") if per_step else label, np.float64)
+        there = np.isfinite(values)
+        n = there.sum(axis=0)
+        part = np.where(there, values, 0).sum(axis=0)
+        centre = part / np.maximum(n, 1)
+        own = np.where(there, values - centre, 0) ** 2
+        gap = np.where(n > 0, centre - total / np.maximum(count, 1), 0)
+        squares += own.sum(axis=0) + gap**2 * count * n / np.maximum(count + n, 1)
+        count, total = count + n, total + part
+    return count, total, squares
