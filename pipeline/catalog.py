@@ -91,6 +91,10 @@ def bucket_of(path: str, n_buckets: int) -> int:
 
 def _stat_file(root: Path, path: str, source: SourceSpec) -> SourceFile | Refusal:
     posix = Path(path).as_posix()
+    readable = posix.encode("utf-8", "backslashreplace").decode()
+    if readable != posix:
+        message = "the path is not UTF-8, so it can be no id. Rename the file."
+        return Refusal(readable, "catalog", "path_not_utf8", message)
     try:
         info = os.stat(root / path)  # noqa: PTH116 (a third of the time of Path.stat)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,14 +16,19 @@ FORMAT_MAJOR = 1
 
 
 def trial_digest(
-    trial_id: str, arrays: Mapping[str, npt.NDArray[Any]], label: str | float | None
+    trial_id: str,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    label: str | float | None,
+    *,
+    weight: float = 1.0,
 ) -> str:
-    """Return the digest of one trial: its id, its delivered rows by array name, its label.
+    """Return the digest of one trial: its id, its rows by array name, its label and weight.
 
     Args:
         trial_id: The id.
         arrays: `[rows, columns]` each, the trial's own rows.
         label: Class name, or value; None when the trial has none.
+        weight: Its loss weight.
     """
     state = xxhash.xxh3_128()
 
@@ -32,14 +38,20 @@ def trial_digest(
 
     add(trial_id.encode())
     for name in sorted(arrays):
-        rows = np.ascontiguousarray(arrays[name])
+        rows = little_endian(arrays[name])
         add(f"{name}|{rows.dtype.name}|{rows.shape[0]}x{rows.shape[1]}".encode())
-        add(rows.data.cast("B"))
+        add(rows.reshape(-1).view(np.uint8).data)
     if isinstance(label, str):
-        add(label.encode())
+        add(b"class " + label.encode())
     else:
-        add(b"" if label is None else np.float32(label).tobytes())
+        add(b"" if label is None else b"value " + np.float32(label).astype("<f4").tobytes())
+    add(np.float32(weight).astype("<f4").tobytes())
     return state.hexdigest()
+
+
+def little_endian(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the rows in C order and the byte order of the format."""
+    return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
 
 
 def pairs_digest(pairs: Iterable[tuple[str, str]]) -> str:
@@ -70,3 +82,8 @@ def dataset_fingerprint(fingerprints: Mapping[str, str]) -> str:
 def canonical_json(document: Mapping[str, Any]) -> bytes:
     """Return JSON bytes that are equal for equal documents."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def file_promise(content: bytes | mmap.mmap) -> dict[str, Any]:
+    """Return the manifest entry of a file."""
+    return {"size_bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.errors import CorruptStoreError
+from shards.identity import file_promise
 
 _TYPES = {
     "id": pa.large_utf8(),
@@ -79,19 +82,32 @@ def index_to_bytes(columns: dict[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def open_index(path: Path) -> HotIndex:
+def _check_bytes(raw: mmap.mmap, promise: Mapping[str, Any]) -> None:
+    if file_promise(raw) != promise:
+        raise ValueError(f"its bytes are not those the manifest promises: {dict(promise)}")
+
+
+def open_index(path: Path, promise: Mapping[str, Any]) -> HotIndex:
     """Map `index.arrow`.
+
+    Its bytes are checked first: Arrow trusts the offsets in a file, and wrong ones end the process.
+
+    Args:
+        path: The file.
+        promise: Its `size_bytes` and `xxh3_128` of the manifest.
 
     Raises:
         CorruptStoreError: If it is missing or not the file SPEC section 8 describes.
     """
     try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            _check_bytes(raw, promise)
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
         table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise CorruptStoreError(
-            f"{path} is not a readable hot index ({error}). Run: trialshards verify STORE"
+            f"{path} is not a usable hot index ({error}). Restore it, or open another version."
         ) from error
     columns = {
         f.name: (table[f.name].chunk(0) if table.num_rows else pa.array([], f.type)) for f in SCHEMA

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class ArraySpec:
         }
 
     @classmethod
-    def from_dict(cls, entry: dict[str, Any]) -> ArraySpec:
+    def from_dict(cls, entry: Mapping[str, Any]) -> ArraySpec:
         """Parse a manifest entry.
 
         Raises:
@@ -91,13 +92,14 @@ class ArraySpec:
         """
         n_rows, n_columns = (int(n) for n in entry["shape"])
         spec = cls(str(entry["dtype"]), n_rows, n_columns, str(entry["xxh3_128"]))
-        if spec.as_dict() != entry:
-            raise ValueError(f"array entry contradicts itself: {entry} != {spec.as_dict()}")
+        wanted = spec.as_dict()
+        if any(entry.get(name) != value for name, value in wanted.items()):
+            raise ValueError(f"array entry contradicts itself: {entry} != {wanted}")
         return spec
 
 
 def describe_array(rows: npt.NDArray[Any]) -> ArraySpec:
-    """Return the spec of `rows`, `[rows, columns]` float32 or uint8 in C order."""
+    """Return the spec of `rows`, `[rows, columns]` float32 or uint8, C order, little-endian."""
     digest = xxhash.xxh3_128_hexdigest(rows.data.cast("B"))
     return ArraySpec(rows.dtype.name, rows.shape[0], rows.shape[1], digest)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+import xxhash
 
 from shards.errors import CorruptStoreError, FormatVersionError
 from shards.identity import FORMAT_MAJOR, canonical_json
@@ -97,7 +99,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return `dataset.json`."""
         classes = self.target.classes
-        document = {
+        document: dict[str, Any] = {
             "format": {"name": "trialshards", "major": FORMAT_MAJOR, "minor": FORMAT_MINOR},
             "layout": "rows",
             "container": "zarr",
@@ -112,7 +114,7 @@ class Manifest:
             "splits": list(self.splits),
             "shards": [shard.as_dict() for shard in self.shards],
         }
-        return canonical_json(document) + b"\n"
+        return canonical_json(sign(document)) + b"\n"
 
     @classmethod
     def from_bytes(cls, raw: bytes, origin: str) -> Manifest:
@@ -129,8 +131,12 @@ class Manifest:
         try:
             document = json.loads(raw)
             _check_format(document["format"], origin)
-            return cls._from_document(document)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if (document["layout"], document["container"]) != ("rows", "zarr"):
+                raise ValueError("layout and container are not rows and zarr")
+            if document != sign(document):
+                raise ValueError("its xxh3_128 is not that of its content")
+            return _consistent(cls._from_document(document))
+        except _UNREADABLE as error:
             if isinstance(error, FormatVersionError):
                 raise
             raise CorruptStoreError(
@@ -147,20 +153,65 @@ class Manifest:
             channels=tuple(Channel(c["name"], c["unit"]) for c in document["channels"]),
             target=TargetSchema(
                 target["kind"],
-                tuple(target["columns"]),
-                None if classes is None else tuple(classes),
+                _names(target["columns"]),
+                None if classes is None else _names(classes),
             ),
-            windows=WindowSpec(**document["windows"]),
-            splits=tuple(document["splits"]),
+            windows=WindowSpec(**{f.name: document["windows"][f.name] for f in fields(WindowSpec)}),
+            splits=_names(document["splits"]),
             observed=bool(document["observed"]),
-            normalization=document["normalization"],
-            counts=document["counts"],
-            fingerprints=document["fingerprints"],
+            normalization=dict(document["normalization"]),
+            counts=dict(document["counts"]),
+            fingerprints=dict(document["fingerprints"]),
             fingerprint=str(document["fingerprint"]),
             shards=tuple(ShardEntry.from_dict(entry) for entry in document["shards"]),
-            files=document["files"],
-            spec=document["spec"],
+            files={name: dict(promise) for name, promise in document["files"].items()},
+            spec=dict(document["spec"]),
         )
+
+
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+def sign(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with the digest of everything else in it."""
+    rest = {name: value for name, value in document.items() if name != "xxh3_128"}
+    return {**rest, "xxh3_128": xxhash.xxh3_128_hexdigest(canonical_json(rest))}
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{values!r} is no list of names")
+    return tuple(values)
+
+
+def _consistent(manifest: Manifest) -> Manifest:
+    """Return the manifest, but refuse what a reader would stumble over later, or over-read.
+
+    Raises:
+        ValueError: Naming the contradiction.
+    """
+    channels = [channel.name for channel in manifest.channels]
+    target, scope = manifest.target, manifest.normalization["scope"]
+    if target.kind not in ("forecast", "per_step", "per_trial") or not target.columns:
+        raise ValueError(f"target is {target}")
+    if target.kind == "forecast" and not set(target.columns) <= set(channels):
+        raise ValueError(f"forecast columns {target.columns} are no channels")
+    if scope not in ("trial", "train", "none"):
+        raise ValueError(f"normalization scope is {scope!r}")
+    if set(manifest.fingerprints) != set(manifest.splits):
+        raise ValueError("fingerprints are not those of the splits")
+    if missing := set(VERSION_FILES) - set(manifest.files):
+        raise ValueError(f"files lack {sorted(missing)}")
+    wanted = {"values": ("float32", len(channels))}
+    if manifest.observed:
+        wanted["observed"] = ("uint8", -(-len(channels) // 8))
+    if target.kind == "per_step":
+        wanted["targets"] = ("float32", len(target.columns))
+    for shard in manifest.shards:
+        got = {name: (spec.dtype, spec.n_columns) for name, spec in shard.arrays.items()}
+        if got != wanted:
+            raise ValueError(f"shard {shard.digest} has arrays {got}; wanted {wanted}")
+    return manifest
 
 
 def _check_format(got: Mapping[str, Any], origin: str) -> None:

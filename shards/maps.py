@@ -56,11 +56,12 @@ def _page_offsets(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(padded, dtype=np.int64)]).astype(np.int64)
 
 
-class _Window:
-    """What NumPy needs to see an address range as an array that keeps the map alive."""
+class _Reserved:
+    """An address range as NumPy sees it: every array over it keeps it, the last one frees it."""
 
-    def __init__(self, owner: object, address: int, size_bytes: int) -> None:
-        self.owner = owner
+    def __init__(self, libc: Any, address: int, size_bytes: int) -> None:
+        # Not at exit: a thread that still reads would crash, and the system frees it anyway.
+        weakref.finalize(self, libc.munmap, address, size_bytes).atexit = False
         self.__array_interface__ = {
             "data": (address, True), "shape": (size_bytes,), "typestr": "|u1", "version": 3,
         }  # fmt: skip
@@ -94,7 +95,7 @@ class FileRange:
         base = libc.mmap(None, total, mmap.PROT_READ, flags, -1, 0)
         if base == _FAILED:
             raise OSError(ctypes.get_errno(), f"cannot reserve {total} bytes of addresses")
-        weakref.finalize(self, libc.munmap, base, total)
+        reserved = _Reserved(libc, base, total)
         for (path, size), offset in zip(files, self.offsets.tolist(), strict=True):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -105,4 +106,4 @@ class FileRange:
                 os.close(descriptor)
             if at != base + offset:
                 raise OSError(ctypes.get_errno(), f"cannot map {path}")
-        return np.asarray(_Window(self, base, total))
+        return np.asarray(reserved)

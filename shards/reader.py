@@ -44,7 +44,7 @@ class Store:
         self.path = Path(path)
         versions = list_versions(self.path)
         if not versions or (version is not None and version not in versions):
-            wanted = f"version {version}" if version else "a committed version"
+            wanted = f"version {version}" if version else "committed version"
             raise StoreNotFoundError(
                 f"no {wanted} in {self.path} (found: {', '.join(versions) or 'none'}). "
                 "Build it: trialshards build DATASET.yaml --store " + str(self.path)
@@ -57,12 +57,16 @@ class Store:
     @cached_property
     def index(self) -> HotIndex:
         """The hot index, mapped."""
-        return open_index(self.folder / "index.arrow")
+        return open_index(self.folder / "index.arrow", self.manifest.files["index.arrow"])
 
     @cached_property
     def fit(self) -> dict[str, Any]:
         """What was fitted on train trials (SPEC section 11)."""
-        document: dict[str, Any] = json.loads((self.folder / "fit.json").read_bytes())
+        path = self.folder / "fit.json"
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _corrupt(path, error) from error
         return document
 
     @property
@@ -99,7 +103,11 @@ class Store:
 
     def cold(self, *columns: str) -> pa.Table:
         """Read columns of the cold index (SPEC section 9), one row per trial number."""
-        return pq.read_table(self.folder / "trials.parquet", columns=list(columns) or None)
+        path = self.folder / "trials.parquet"
+        try:
+            return pq.read_table(path, columns=list(columns) or None)
+        except (OSError, pa.ArrowException) as error:
+            raise _corrupt(path, error) from error
 
     def chunk_file(self, shard: int, array: str) -> Path:
         """Return the file whose first bytes are the rows of one array of one shard."""
@@ -155,6 +163,13 @@ class Store:
             pair = (np.full((1, n_channels), fill, np.float32) for fill in (0, 1))
         offset, scale = pair
         return offset, scale
+
+
+def _corrupt(path: Path, error: Exception) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{path} cannot be read ({type(error).__name__}: {error}). Restore it, or open another "
+        "version."
+    )
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> Float32:

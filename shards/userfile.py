@@ -40,9 +40,12 @@ def read_yaml(path: Path, model: type[M]) -> M:
         document = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpecError(f"cannot read {path}: {error}. Check the path.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-02-30
         raise InvalidSpecError(f"{path} is not YAML: {error}") from error
-    repeated = [f"{path}:{line}: key {key!r} is given twice." for key, line in _repeated(root)]
+    repeated = [
+        f"{path}:{line}: key {key!r} is given twice."
+        for key, line in sorted(_repeated(root), key=lambda found: found[1])
+    ]
     if repeated:
         raise InvalidSpecError("\n".join(repeated) + " Keep one of them.")
     if not isinstance(document, Mapping):
@@ -56,16 +59,22 @@ def read_yaml(path: Path, model: type[M]) -> M:
 
 def _repeated(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
     """Yield keys that a mapping holds twice: YAML readers keep the last one silently."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key.value, key.start_mark.line + 1
-            seen.add(key.value)
-            yield from _repeated(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated(item)
+    visited: set[int] = set()  # an alias may lead back to where it came from
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: set[tuple[str, str]] = set()
+            for key, value in node.value:
+                if (key.tag, str(key.value)) in seen:
+                    yield key.value, key.start_mark.line + 1
+                seen.add((key.tag, str(key.value)))
+                waiting.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
 
 
 def _line_of(root: yaml.Node | None, location: Location) -> int:

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import xxhash
 
 from shards.errors import TrialShardsError
-from shards.identity import dataset_fingerprint, trial_digest
+from shards.identity import dataset_fingerprint, file_promise, trial_digest
 from shards.layout import array_metadata, chunk_tail, group_metadata, shard_digest
 from shards.manifest import VERSION_FILES, ShardEntry
 from shards.reader import Store
-from shards.version import file_promise, fingerprint_splits
+from shards.version import fingerprint_splits
 from shards.windows import count_windows
 
 SHOWN_TRIALS = 5
@@ -70,6 +70,8 @@ def verify_store(
         return problems + _check_shards(store, {}, on_shard)
     try:
         problems += _check_index(store)
+        if problems:
+            return problems + _check_shards(store, {}, on_shard)
         trials = pq.read_table(store.folder / "trials.parquet")
         problems += _check_identity(store, trials)
     except (TrialShardsError, pa.ArrowException, KeyError) as error:
@@ -115,6 +117,13 @@ def _check_index(store: Store) -> list[Problem]:
         bool((index.n_windows == count_windows(index.n_rows, manifest.windows)).all()),
         "a number of windows is not what its rows give",
     )
+    claim(
+        bool((np.isfinite(index.weight) & (index.weight >= 0)).all()),
+        "a weight is negative or not finite",
+    )
+    if manifest.target.classes is not None:
+        codes = set(range(len(manifest.target.classes)))
+        claim(set(index.label.tolist()) <= codes, "a label is not the code of a class")
     if problems:
         return problems
     for number, members in _trials_by_shard(store).items():
@@ -154,9 +163,10 @@ def _check_shards(
     problems = []
     for number, entry in enumerate(store.manifest.shards):
         numbers = members.get(number, np.empty(0, np.int64))
+        # Without members the index is not to be trusted, so it is not opened.
         named = tuple(store.index.id_of(int(i)) for i in numbers[:SHOWN_TRIALS])
         found = list(_check_shard_files(store.path / "shards" / entry.digest, entry, named))
-        if not found:
+        if not found and len(numbers):
             found = list(_check_trials(store, number, numbers, digests))
         problems += found
         if on_shard is not None:
@@ -214,7 +224,8 @@ def _check_trials(
             label = None
         elif classes is not None:
             label = classes[int(index.label[trial])]
-        if trial_digest(index.id_of(trial), arrays, label) != digests[trial]:
+        weight = float(index.weight[trial])
+        if trial_digest(index.id_of(trial), arrays, label, weight=weight) != digests[trial]:
             changed.append(index.id_of(trial))
         if np.isinf(arrays["values"]).any():
             infinite.append(index.id_of(trial))

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from shards.identity import (
     canonical_json,
     dataset_fingerprint,
+    file_promise,
     pairs_digest,
     split_fingerprint,
 )
@@ -154,11 +154,6 @@ def render_version(draft: VersionDraft) -> tuple[Manifest, dict[str, bytes]]:
         spec=draft.spec,
     )
     return manifest, files
-
-
-def file_promise(content: bytes) -> dict[str, Any]:
-    """Return the manifest entry of a file."""
-    return {"size_bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
 
 
 def publish_version(store: Path, draft: VersionDraft, *, after: str | None) -> str:

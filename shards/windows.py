@@ -37,7 +37,7 @@ class WindowSpec:
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("stride", 1), ("horizon", 1), ("steps", 0)):
             got = getattr(self, name)
-            if got < least:
+            if isinstance(got, bool) or not isinstance(got, int) or got < least:
                 raise InvalidSpecError(f"windows.{name} is {got}; wanted an integer >= {least}.")
         if self.short not in ("pad", "drop"):
             raise InvalidSpecError(f"windows.short is {self.short!r}; wanted 'pad' or 'drop'.")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from shards.errors import CommitConflictError
+from shards.identity import little_endian
 from shards.layout import (
     array_metadata,
     chunk_tail,
@@ -22,7 +23,7 @@ from shards.layout import (
 )
 from shards.manifest import Manifest, ShardEntry
 
-VERSION_NAME = re.compile(r"v\d{4,}")
+VERSION_NAME = re.compile(r"v[0-9]{4,}")
 
 
 def temporary_name(folder: Path) -> Path:
@@ -81,7 +82,10 @@ def write_shard(store: Path, arrays: Mapping[str, npt.NDArray[Any]], n_trials: i
     Returns:
         What the manifest lists.
     """
+    arrays = {name: little_endian(rows) for name, rows in arrays.items()}
     specs = {name: describe_array(rows) for name, rows in arrays.items()}
+    if len({spec.n_rows for spec in specs.values()}) != 1:
+        raise ValueError(f"arrays of one shard differ in rows: {specs}")
     entry = ShardEntry(shard_digest(specs), specs["values"].n_rows, n_trials, specs)
     final = store / "shards" / entry.digest
     if final.is_dir():
@@ -134,7 +138,12 @@ def commit_version(
     """
     folder = store / "versions"
     folder.mkdir(parents=True, exist_ok=True)
-    version = f"v{int(after[1:]) + 1 if after else 1:04d}"
+    newest = next(reversed(list_versions(store)), None)
+    if newest != after:
+        raise _conflict(store, str(newest), after)
+    # Beyond any folder that is in the way, also one that never became a version.
+    taken = [int(p.name[1:]) for p in folder.iterdir() if VERSION_NAME.fullmatch(p.name)]
+    version = f"v{max(taken, default=0) + 1:04d}"
     temporary = temporary_name(folder)
     temporary.mkdir()
     for name, content in files.items():
@@ -142,9 +151,13 @@ def commit_version(
     write_synced(temporary / "dataset.json", manifest.to_bytes())
     sync_folder(temporary)
     if not claim_folder(temporary, folder / version):
-        raise CommitConflictError(
-            f"{store}: version {version} was committed by another build while this one ran "
-            f"(it started from {after or 'an empty store'}). Run the build again."
-        )
+        raise _conflict(store, version, after)
     replace_file(store / "latest.json", f'{{"version": "{version}"}}\n'.encode())
     return version
+
+
+def _conflict(store: Path, version: str, after: str | None) -> CommitConflictError:
+    return CommitConflictError(
+        f"{store}: version {version} was committed by another build while this one ran (it "
+        f"started from {after or 'an empty store'}). Run the build again."
+    )

@@ -72,7 +72,10 @@ def make_store(
             name = f"t{i:04d}"
             rows.append(
                 {
-                    "id": name, "digest": trial_digest(name, part, _named(label, target)), "n_rows": lengths[i],
+                    "id": name, "digest": trial_digest(
+                        name, part, _named(label, target),
+                        weight=1.0 if weights is None else float(weights[i]),
+                    ), "n_rows": lengths[i],
                     "source": f"{name}.csv", "shard": entry.digest, "row_start": start,
                     "split": splits[i], "weight": 1.0 if weights is None else float(weights[i]),
                     "label": label,

@@ -6,15 +6,14 @@ import time
 
 import pytest
 import torch
+from batches import LENGTHS, assert_same
 from stores import make_store
-from test_stream import assert_same
 from torch.utils.data import DataLoader
 
 from loaders import Batch, TrialStream
 from shards.manifest import TargetSchema
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-LENGTHS = [3, 10, 41, 2, 17, 64]
 
 
 def make_stream(path, **request) -> TrialStream:

@@ -28,6 +28,7 @@ from trialfolders import (
 from pipeline import build as build_module
 from pipeline.buckets import BucketResult, build_bucket
 from pipeline.build import build
+from pipeline.catalog import bucket_of
 from shards import Store
 from shards.verify import verify_store
 from shards.writer import list_versions
@@ -438,7 +439,7 @@ def test_a_file_changed_between_a_kill_and_the_next_build_is_not_stale(
     with pytest.raises(KeyboardInterrupt):
         build(spec, store)
     assert len(staged_in(store)) == 6
-    changed = tmp_path / "copy" / "raw" / "g1" / "t10.csv"
+    changed, removed = two_files_of_staged_buckets(tmp_path / "copy")
     text = changed.read_text()
     lines = text.split("\n")
     lines[1] = "7" * len(lines[1].split(",")[0]) + "," + lines[1].split(",")[1]
@@ -446,13 +447,26 @@ def test_a_file_changed_between_a_kill_and_the_next_build_is_not_stale(
     changed.write_text("\n".join(lines))
     os.utime(changed, ns=(times + 1, times + 1))  # the same size, a nanosecond later
     assert len(changed.read_text()) == len(text)
-    (tmp_path / "copy" / "raw" / "g2" / "t11.csv").unlink()
+    removed.unlink()
     opened, reused = finish(spec, store, monkeypatch)
-    assert 3 <= reused < 6
+    assert reused == 4
     _, clean = build_checked(spec, tmp_path / "clean")
     assert opened.fingerprint == clean.fingerprint
     assert same_rows(opened, clean)
-    assert "g2/t11" not in ids_of(opened)
+    name = changed.relative_to(tmp_path / "copy" / "raw").with_suffix("").as_posix()
+    assert opened.cold("max")["max"][opened.trial_number(name)].as_py()[0] > 7e6
+    assert removed.stem not in {trial_id[-3:] for trial_id in ids_of(opened)}
+
+
+def two_files_of_staged_buckets(root: Path) -> tuple[Path, Path]:
+    """Return files of two different buckets among the first six of eight."""
+    found: dict[int, Path] = {}
+    for path in sorted((root / "raw").rglob("t*.csv")):
+        rows = path.read_text().splitlines()
+        if len(rows) > 5 and len(rows[1].split(",")[0]) > 10:
+            found.setdefault(bucket_of(path.relative_to(root).as_posix(), 8), path)
+    first, second = sorted(bucket for bucket in found if bucket < 6)[:2]
+    return found[first], found[second]
 
 
 @pytest.mark.parametrize(

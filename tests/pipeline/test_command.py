@@ -172,10 +172,6 @@ def test_no_store_is_a_sentence_that_says_how_to_build_one(command: str, tmp_pat
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Store.__init__ says 'no a committed version in ...': 'no ' goes before 'a committed'",
-)
 def test_a_missing_store_is_reported_in_english(tmp_path: Path):
     assert "no a " not in run("inspect", tmp_path / "nowhere").output
 

@@ -160,12 +160,34 @@ def test_levels_that_ruin_sums_of_squares(level: str, places: list[int]):
     close_to_exact(merge_moments(stack(cut(values, places))), values)
 
 
-def test_a_glitch_in_the_first_row_does_not_spoil_its_trial():
-    """Deviations from the first value would leave 1e-7 of a spread of 1."""
-    calm = RNG.normal(0, 1, 2000)
-    for place in (0, 1000, 1999):
-        values = np.insert(calm, place, 1e9)[:, None]
-        close_to_exact(merge_moments(stack([values])), values, rtol=1e-12)
+def test_a_glitch_in_the_first_row_does_not_spoil_a_long_trial():
+    """Deviations from the first value would be 1e9 in each of the rows, and cancel badly."""
+    calm = RNG.normal(0, 1, 200_000)
+    for place in (0, 100_000, 200_000):
+        values = np.insert(calm, place, 1e9)
+        mean = math.fsum(values) / len(values)
+        sd = math.sqrt(math.fsum((values - mean) ** 2) / len(values))
+        merged = merge_moments(stack([values[:, None]]))
+        assert merged["mean"][0] == pytest.approx(mean, rel=1e-13)
+        assert merged["sd"][0] == pytest.approx(sd, rel=1e-12)
+
+
+@given(tables, st.floats(-10, 10))
+def test_moments_about_any_shift_merge_to_the_same(values: Values, move: float):
+    """A reader of the cold index may hold moments that were not taken about the mean."""
+    moments = stack([values, values[::2]])
+    shift = np.where(moments["count"] > 0, moments["shift"] + move, 0.0)
+    back = moments["shift"] - shift
+    moved = {
+        **moments,
+        "shift": shift,
+        "sum": moments["sum"] + moments["count"] * back,
+        "sum_sq": moments["sum_sq"] + 2 * back * moments["sum"] + moments["count"] * back**2,
+    }
+    wanted, got = merge_moments(moments), merge_moments(moved)
+    level = 1 + np.nan_to_num(np.abs(wanted["max"]) + np.abs(wanted["min"]))
+    assert (np.abs(got["mean"] - wanted["mean"]) <= 1e-13 * level).all()
+    assert (np.abs(got["sd"] ** 2 - wanted["sd"] ** 2) <= 1e-12 * (level**2 + 100)).all()
 
 
 def test_naive_sums_would_fail_here():

@@ -116,6 +116,19 @@ def test_validation_loss_is_the_weighted_mean_over_the_split(tmp_path: Path) -> 
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
+def test_train_loss_is_the_mean_over_the_epoch(tmp_path: Path) -> None:
+    learnable_store(tmp_path / "store", "per_step")
+    still = tiny_config(
+        tmp_path,
+        epochs=1,
+        model={"hidden": 8, "dropout": 0.0, "head": [4]},
+        data={"batch_size": 32, "validation_split": "train"},
+        optimizer={"lr": 1e-12, "schedule": "constant"},
+    )
+    metrics = train(still).history[0]
+    assert metrics["train_loss"] == pytest.approx(metrics["val_loss"], rel=1e-5)
+
+
 def test_without_validation_the_last_epoch_counts(tmp_path: Path) -> None:
     learnable_store(tmp_path / "store", "per_step", n_trials=20)
     config = tiny_config(tmp_path, data={"validation_split": None, "batch_size": 32})
