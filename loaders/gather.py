@@ -123,7 +123,7 @@ class WindowGather:
         self._length: Int64 = np.minimum(np.int64(windows.length), n_rows - windows.ahead)
         self._any_short = bool((self._length < windows.length).any())
         self._values = MappedRows(store, "values", trials, windows.length + windows.ahead)
-        self._may_miss = manifest.observed or bool(manifest.counts.get("has_missing", True))
+        self._may_miss = bool(manifest.counts.get("has_missing", True))
         self._observed = self._targets = None
         if manifest.observed:
             self._observed = MappedRows(store, "observed", trials, windows.length)

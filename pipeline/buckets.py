@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import clean, derive, normalize, pack
+from pipeline import clean, derive, normalize, pack, prepare, sources
 from pipeline.engine import map_batches
 from pipeline.pack import pack_trials, plan_batches
-from pipeline.prepare import PreparedTrial, Recipe, prepare_table, source_key
+from pipeline.prepare import PreparedTrial, prepare_table, source_key
+from pipeline.recipe import Recipe
 from pipeline.sources.delimited import read_delimited
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
@@ -33,6 +35,21 @@ BATCH_BYTES = 12 * 2**20
 
 _TRANSIENT = ("unreadable", "changed_while_read")
 """Refusals that may pass although size and time of the file stay the same."""
+
+# As Parquet gives lists back, so that a bucket is the same table fresh and from staging.
+_NUMBERS = pa.list_(pa.field("element", pa.float64()))
+_COLUMNS = {
+    **dict.fromkeys(("id", "digest", "source"), pa.utf8()),
+    **dict.fromkeys(("size_bytes", "mtime_ns"), pa.int64()),
+    "source_xxh3": pa.utf8(),
+    **dict.fromkeys(("bucket", "n_rows", "n_rows_in", "n_missing", "n_masked"), pa.int64()),
+    **dict.fromkeys((*normalize.MOMENTS, "offset", "scale"), _NUMBERS),
+    "shard": pa.utf8(),
+    "row_start": pa.int64(),
+    "label": pa.utf8(),
+}
+
+log = logging.getLogger(__name__)
 
 OnFiles = Callable[[int, int], None]
 """Called with (files, bytes) that were just dealt with."""
@@ -59,7 +76,7 @@ def plan_digest(recipe: Recipe, n_buckets: int) -> str:
     """Return the name of the staging folder: whatever changes a bucket's content changes it."""
     spec = recipe.spec.model_dump(mode="json", exclude={"split", "max_quarantined", "name"})
     spec["windows"] = {"target": spec["windows"]["target"]}
-    stages = {m.__name__: m.VERSION for m in (clean, derive, normalize, pack)}
+    stages = {m.__name__: m.VERSION for m in (sources, derive, clean, normalize, prepare, pack)}
     document = {"spec": spec, "stages": {**stages, "buckets": VERSION}, "n_buckets": n_buckets}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -153,9 +170,8 @@ def _as_table(rows: list[dict[str, Any]]) -> pa.Table | None:
         return None
     names = sorted({name for row in rows for name in row["attributes"]})
     texts = [pa.array([row["attributes"].get(n) for row in rows], pa.utf8()) for n in names]
-    plain = [{k: v for k, v in row.items() if k not in ("attributes", "label")} for row in rows]
-    table = pa.Table.from_pylist(plain)
-    table = table.append_column("label", pa.array([row["label"] for row in rows], pa.utf8()))
+    fields = [pa.field(name, kind) for name, kind in _COLUMNS.items() if name in rows[0]]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
     if not names:  # Parquet has no empty struct
         return table
     return table.append_column("attributes", pa.StructArray.from_arrays(texts, names=names))
@@ -176,11 +192,15 @@ def _stage(staged: Path, inputs: str, result: BucketResult) -> None:
 def _read_staged(staged: Path, inputs: str, store: Path) -> BucketResult | None:
     if not staged.is_file():
         return None
-    table = pq.read_table(staged)
-    about = json.loads((table.schema.metadata or {}).get(b"trialshards", b"{}"))
+    try:
+        table = pq.read_table(staged)
+        about = json.loads((table.schema.metadata or {}).get(b"trialshards", b"{}"))
+        shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
+    except (OSError, ValueError, KeyError) as error:  # damaged: build the bucket again
+        log.warning("%s cannot be used again: %s", staged, error)
+        return None
     if about.get("inputs") != inputs:
         return None
-    shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
     if not all((store / "shards" / shard.digest).is_dir() for shard in shards):
         return None
     refusals = tuple(Refusal(**row) for row in about["refusals"])

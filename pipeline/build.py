@@ -19,8 +19,9 @@ import pyarrow as pa
 from pipeline.buckets import BucketResult, build_bucket, plan_digest
 from pipeline.catalog import Catalog, scan_files
 from pipeline.fit import describe_lookahead, find_warnings, fit_train, normalization_scope
-from pipeline.prepare import Recipe
-from pipeline.spec import DatasetSpec, ForecastTarget, PerTrialTarget, load_spec
+from pipeline.recipe import Recipe
+from pipeline.sections import ForecastTarget, PerTrialTarget
+from pipeline.spec import DatasetSpec, load_spec
 from pipeline.splits import assign_splits, split_names
 from pipeline.trials import Refusal
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
@@ -149,14 +150,15 @@ def _build_buckets(
 
 
 def _check_quarantine(spec: DatasetSpec, catalog: Catalog, refusals: Sequence[Refusal]) -> None:
-    share = len(refusals) / catalog.n_files
-    if share <= spec.max_quarantined and len(refusals) < catalog.n_files:
+    n_candidates = catalog.n_files - sum(catalog.ignored.values())
+    share = len(refusals) / n_candidates
+    if share <= spec.max_quarantined and len(refusals) < n_candidates:
         return
     shown = [f"  {r.source}: {r.code}: {r.message}" for r in refusals[:SHOWN_REFUSALS]]
     more = len(refusals) - len(shown)
     counts = ", ".join(f"{n} {c}" for c, n in Counter(r.code for r in refusals).most_common())
     raise TooManyQuarantinedError(
-        f"{len(refusals)} of {catalog.n_files} files were refused ({share:.1%}: {counts}); "
+        f"{len(refusals)} of {n_candidates} files were refused ({share:.1%}: {counts}); "
         f"max_quarantined allows {spec.max_quarantined:.1%}. Nothing was published.\n"
         + "\n".join(shown)
         + (f"\n  ... and {more} more" if more else "")
@@ -225,14 +227,16 @@ def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, p
     if target.task == "value":
         numbers = pa.array([float(text) for text in labels], pa.float32())
         return TargetSchema("per_trial", (target.attribute,)), numbers
-    classes = tuple(sorted(set(labels)))
+    train = {t for t, s in zip(labels, trials["split"].to_pylist(), strict=True) if s == "train"}
+    classes = tuple(sorted(train))
     if len(classes) < 2:
         raise InvalidSpecError(
-            f"windows.target: attribute {target.attribute!r} has the only value {classes[0]!r}; "
-            "wanted two classes at least."
+            f"windows.target: attribute {target.attribute!r} has the values {list(classes)} among "
+            "the train trials; wanted two classes at least. Mend the attribute or the split."
         )
-    codes = pa.array([float(classes.index(text)) for text in labels], pa.float32())
-    return TargetSchema("per_trial", (target.attribute,), classes), codes
+    codes = {text: float(code) for code, text in enumerate(classes)}
+    numbers = pa.array([codes.get(text) for text in labels], pa.float32())
+    return TargetSchema("per_trial", (target.attribute,), classes), numbers
 
 
 def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 import polars as pl
 import xxhash
 
-from pipeline.spec import DatasetSpec, SourceSpec, TableAttribute
+from pipeline.sections import SourceSpec, TableAttribute
+from pipeline.spec import DatasetSpec
 from pipeline.trials import Refusal, SourceFile, quote
 from shards.errors import InvalidSpecError
 
@@ -55,11 +56,11 @@ def scan_files(root: Path, spec: DatasetSpec) -> Catalog:
     found_paths = glob.iglob(  # noqa: PTH207 (Path.glob cannot tell hidden files)
         spec.source.files, root_dir=root, recursive=True, include_hidden=True
     )
-    matched = sorted(found_paths)
+    matched = sorted(set(found_paths))  # a pattern such as **/** finds files twice
     hidden = {path for path in matched if any(p.startswith(".") for p in Path(path).parts)}
     found = [_stat_file(root, path, spec.source) for path in matched if path not in hidden]
     files = [entry for entry in found if isinstance(entry, SourceFile)]
-    if not files:
+    if not found:
         raise InvalidSpecError(
             f"no file matches source.files {spec.source.files!r} below {root} ({len(matched)} "
             "paths looked at). Mend the glob, or put the raw files there."
@@ -187,7 +188,8 @@ def read_attribute_table(root: Path, name: str, attribute: TableAttribute) -> di
     """
     where = f"attributes.{name}"
     try:
-        table = pl.read_csv(root / attribute.table)
+        # As text: a guessed type would turn unit 0001 into 1 and the value 007 into 7.
+        table = pl.read_csv(root / attribute.table, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InvalidSpecError(f"{where}: cannot read {attribute.table}: {error}.") from error
     if attribute.column not in table.columns:
@@ -198,8 +200,8 @@ def read_attribute_table(root: Path, name: str, attribute: TableAttribute) -> di
     values: dict[str, str] = {}
     for row in table.iter_rows(named=True):
         try:
-            trial_id = attribute.trial_id.format(**row)
-        except (KeyError, ValueError, IndexError) as error:
+            trial_id = attribute.trial_id.format(**{key: _Cell(v or "") for key, v in row.items()})
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise InvalidSpecError(
                 f"{where}.trial_id: {attribute.trial_id!r} cannot be filled from {attribute.table} "
                 f"({type(error).__name__}: {error}); its columns: {', '.join(table.columns)}."
@@ -207,5 +209,19 @@ def read_attribute_table(root: Path, name: str, attribute: TableAttribute) -> di
         if trial_id in values:
             raise InvalidSpecError(f"{where}: {attribute.table} names trial {trial_id!r} twice.")
         if row[attribute.column] is not None:
-            values[trial_id] = str(row[attribute.column])
+            values[trial_id] = row[attribute.column]
     return values
+
+
+class _Cell(str):
+    """Text that also takes the format of a number, such as `04d` or `.1f`, if it is one."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        for read in (str, int, float) if spec else (str,):
+            try:
+                return format(read(self), spec)
+            except ValueError:
+                continue
+        raise ValueError(f"{str(self)!r} does not take the format {spec!r}")

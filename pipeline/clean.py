@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.trials import Bool, Float64, RefusedError
 
 if TYPE_CHECKING:
-    from pipeline.spec import CleanSpec
+    from pipeline.sections import CleanSpec
 
 VERSION = 1
 

@@ -5,10 +5,10 @@ The frame holds one trial, so an aggregate such as `max(t)` cannot see another o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import polars as pl
+import polars.selectors as cs
 
 from pipeline.trials import RefusedError, quote
 from shards.errors import InvalidSpecError
@@ -58,13 +58,13 @@ def derive_columns(
     """
     if not expressions:
         return frame
-    constants = [
-        _literal(text).alias(name) for name, text in attributes.items() if name not in frame.columns
-    ]
-    frame = frame.with_columns(constants)
+    # NaN would satisfy `x > 0` and poison avg(x); SQL's word for a missing value is NULL. An
+    # attribute that is named like the text column it came from takes its place as a number.
+    frame = frame.with_columns(cs.float().fill_nan(None))
+    frame = frame.with_columns(_literal(text).alias(name) for name, text in attributes.items())
     for name, expression in expressions.items():
         try:
-            column = expression.cast(pl.Float64).fill_null(math.nan)
+            column = expression.cast(pl.Float64).fill_nan(None)
             frame = frame.with_columns(column.alias(name))
         except pl.exceptions.PolarsError as error:
             text = quote(str(error).split("\n", 1)[0])

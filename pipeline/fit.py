@@ -20,7 +20,8 @@ from pipeline.normalize import (
     identity_affine,
     merge_moments,
 )
-from pipeline.spec import DatasetSpec, PerTrialTarget
+from pipeline.sections import PerTrialTarget
+from pipeline.spec import DatasetSpec
 from shards.errors import InvalidSpecError
 from shards.identity import pairs_digest
 from shards.manifest import ShardEntry

@@ -15,6 +15,9 @@ import numpy as np
 from pipeline.trials import Float32, Float64
 
 VERSION = 1
+_LARGEST = 1e30
+_SMALLEST = 1e-30
+"""Within these a float32 holds the normalized value and the inverse scale."""
 MOMENTS = ("count", "shift", "sum", "sum_sq", "min", "max")
 
 
@@ -109,7 +112,10 @@ def affine_from_values(values: Float64) -> Affine:
     quartiles = np.full((3, values.shape[1]), np.nan)
     if not empty.all():
         quartiles[:, ~empty] = np.nanquantile(values[:, ~empty], [0.25, 0.5, 0.75], axis=0)
-    return _defined(quartiles[1], quartiles[2] - quartiles[0])
+    affine = _defined(quartiles[1], quartiles[2] - quartiles[0])
+    # An impulse among values that are all but equal: in units of their spread it is infinite.
+    reach = np.nanmax(np.abs(values - affine.offset), axis=0, initial=0.0)
+    return Affine(affine.offset, np.where(affine.scale * _LARGEST > reach, affine.scale, 1.0))
 
 
 def trial_affine(method: str, values: Float64, moments: Mapping[str, Float64]) -> Affine:
@@ -127,7 +133,7 @@ def identity_affine(n_channels: int) -> Affine:
 
 def _defined(offset: Float64, scale: Float64) -> Affine:
     """A constant channel has no scale and an empty one no offset: they become 0, and stay NaN."""
-    usable = np.isfinite(scale) & (scale > 0)
+    usable = np.isfinite(scale) & (scale > _SMALLEST)
     return Affine(np.where(np.isfinite(offset), offset, 0.0), np.where(usable, scale, 1.0))
 
 

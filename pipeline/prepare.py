@@ -5,10 +5,8 @@ Everything here sees one trial at a time, so nothing can leak from another one (
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,16 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.clean import check_time, clean_values
-from pipeline.derive import derive_columns, parse_expressions, source_columns
+from pipeline.derive import derive_columns
 from pipeline.normalize import Affine, identity_affine, measure_moments, trial_affine
-from pipeline.sources.delimited import DelimitedLayout
-from pipeline.spec import ColumnAttribute, DatasetSpec, PerTrialTarget
+from pipeline.recipe import Recipe
+from pipeline.sections import PerTrialTarget
+from pipeline.spec import DatasetSpec
 from pipeline.trials import Float64, Refusal, RefusedError, SourceFile, Table, quote
-from shards.errors import InvalidSpecError
 from shards.identity import trial_digest
+
+VERSION = 1
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -42,77 +43,6 @@ class PreparedTrial:
     def n_bytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A specification with everything resolved that does not depend on a file."""
-
-    spec: DatasetSpec
-
-    @cached_property
-    def channels(self) -> list[str]:
-        """Channel names in column order."""
-        return [channel.name for channel in self.spec.channels]
-
-    @cached_property
-    def expressions(self) -> dict[str, pl.Expr]:
-        """Derived columns, parsed."""
-        return parse_expressions(self.spec.derive)
-
-    @cached_property
-    def column_attributes(self) -> dict[str, str]:
-        """Attribute -> the column it is read from."""
-        return {
-            name: attribute.column
-            for name, attribute in self.spec.attributes.items()
-            if isinstance(attribute, ColumnAttribute)
-        }
-
-    @cached_property
-    def layout(self) -> DelimitedLayout:
-        """How the files are written, and which columns are needed of them."""
-        source, attributes = self.spec.source, set(self.spec.attributes)
-        wanted = [*self.channels, *self.spec.target_columns()]
-        if source.time is not None:
-            wanted.append(source.time)
-        wanted = [name for name in wanted if name not in self.expressions]
-        wanted += sorted(source_columns(self.expressions) - attributes - self._path_groups())
-        text = tuple(dict.fromkeys(self.column_attributes.values()))
-        return DelimitedLayout(
-            delimiter=source.resolved_delimiter(),
-            header=source.header,
-            names=source.columns,
-            numeric=tuple(name for name in dict.fromkeys(wanted) if name not in text),
-            text=text,
-            comment=source.comment,
-            nulls=source.nulls,
-            final_newline=source.final_newline,
-        )
-
-    def _path_groups(self) -> set[str]:
-        return set(re.compile(self.spec.source.trial_id or "").groupindex)
-
-    def check(self) -> None:
-        """Find mistakes that need no file.
-
-        Raises:
-            InvalidSpecError: A bad expression, or an attribute that nothing provides.
-        """
-        known = set(self.spec.attributes) | self._path_groups()
-        target = self.spec.windows.target
-        wanted = {"split.attribute": self.spec.split.attribute}
-        if self.spec.split.by != "trial":
-            wanted["split.by"] = self.spec.split.by
-        if isinstance(target, PerTrialTarget):
-            wanted["windows.target.attribute"] = target.attribute
-        for where, name in wanted.items():
-            if name is not None and name not in known:
-                raise InvalidSpecError(
-                    f"{where}: no attribute {name!r}; known: {', '.join(sorted(known)) or 'none'}. "
-                    "Name a group in source.trial_id, or add it under attributes."
-                )
-        _ = self.layout  # parses the expressions
 
 
 def prepare_table(table: Table, recipe: Recipe) -> PreparedTrial | Refusal:
@@ -138,8 +68,10 @@ def _prepare(table: Table, recipe: Recipe) -> PreparedTrial:
     if spec.source.time is not None:
         check_time(columns([spec.source.time])[:, 0], spec.source.time)
     raw = columns(recipe.channels)
+    _check_range(raw, recipe.channels)
     cleaned = clean_values(raw, spec.clean)
     targets = columns(spec.target_columns())[cleaned.keep]
+    _check_range(targets, spec.target_columns())
     moments = measure_moments(np.concatenate([cleaned.values, targets], axis=1))
     affine = _trial_affine(spec, cleaned.values, moments)
     arrays: dict[str, npt.NDArray[Any]] = {"values": affine.apply(cleaned.values)}
@@ -169,6 +101,19 @@ def _prepare(table: Table, recipe: Recipe) -> PreparedTrial:
     return PreparedTrial(arrays, row)
 
 
+def _check_range(values: Float64, names: Sequence[str]) -> None:
+    """Refuse what float32 cannot hold: it would be stored as infinite."""
+    beyond = np.abs(values) > _LARGEST
+    if beyond.any():
+        row, column = np.argwhere(beyond)[0]
+        raise RefusedError(
+            "beyond_float32",
+            f"column {names[column]!r}, row {row + 1}: {values[row, column]:g} is beyond float32 "
+            f"(+-{_LARGEST:g}); scale the column with derive, or correct the value.",
+            column=names[column],
+        )
+
+
 def _columns(
     table: Table, recipe: Recipe, attributes: Mapping[str, str]
 ) -> Callable[[Sequence[str]], Float64]:
@@ -179,7 +124,7 @@ def _columns(
     frame = derive_columns(table.frame, recipe.expressions, attributes)
 
     def stack(names: Sequence[str]) -> Float64:
-        parts = [frame[name].to_numpy() for name in names]
+        parts = [frame[name].fill_null(np.nan).to_numpy() for name in names]
         return np.stack(parts, axis=1) if parts else np.empty((frame.height, 0))
 
     return stack
@@ -217,7 +162,7 @@ def _label(spec: DatasetSpec, attributes: Mapping[str, str]) -> str | None:
     label = attributes[target.attribute]
     if target.task == "value":
         try:
-            if np.isfinite(float(label)):
+            if abs(float(label)) <= _LARGEST:
                 return label
         except ValueError:
             pass

@@ -11,7 +11,7 @@ import xxhash
 from shards.errors import InvalidSpecError
 
 if TYPE_CHECKING:
-    from pipeline.spec import SplitSpec
+    from pipeline.sections import SplitSpec
 
 VERSION = 1
 
@@ -29,13 +29,16 @@ def assign_splits(
     Raises:
         InvalidSpecError: If an attribute is unknown, or a value of it names no split.
     """
-    groups = list(ids) if spec.by == "trial" else _column(attributes, spec.by, "split.by")
+    groups = list(ids)
+    if spec.by != "trial":
+        groups = _column(ids, attributes, spec.by, "split.by")
     if spec.method == "hash":
         split = _cut([_unit(group, spec.seed) for group in groups], spec.fractions)
     elif spec.method == "exact":
         split = _cut_exactly(groups, spec)
     else:
-        split = _named(_column(attributes, str(spec.attribute), "split.attribute"), spec)
+        sides = _column(ids, attributes, str(spec.attribute), "split.attribute")
+        split = _named(sides, spec)
     return _carve_validation(groups, split, spec)
 
 
@@ -47,14 +50,18 @@ def split_names(assigned: Sequence[str], spec: SplitSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*written, *sorted(set(assigned))]))
 
 
-def _column(attributes: Mapping[str, Sequence[str | None]], name: str, where: str) -> list[str]:
-    if name not in attributes:
+def _column(
+    ids: Sequence[str], attributes: Mapping[str, Sequence[str | None]], name: str, where: str
+) -> list[str]:
+    values = attributes.get(name, [None] * len(ids))
+    without = [trial_id for trial_id, value in zip(ids, values, strict=True) if value is None]
+    if without:
         raise InvalidSpecError(
-            f"{where}: no attribute {name!r}; this data set has: "
-            f"{', '.join(sorted(attributes)) or 'none'}. Name a group in source.trial_id, or add "
-            "it under attributes."
+            f"{where}: {len(without)} of {len(ids)} trials have no attribute {name!r}, such as "
+            f"{without[0]!r}; this data set has: {', '.join(sorted(attributes)) or 'none'}. Name a "
+            "group in source.trial_id that always matches, or add it under attributes."
         )
-    return ["" if value is None else value for value in attributes[name]]
+    return [value for value in values if value is not None]
 
 
 def _unit(group: str, seed: int, use: str = "split") -> float:
@@ -96,6 +103,11 @@ def _carve_validation(groups: Sequence[str], split: Sequence[str], spec: SplitSp
     carve = spec.validation
     if carve is None:
         return list(split)
+    if carve.of not in split:
+        raise InvalidSpecError(
+            f"split.validation.of: no trial is in split {carve.of!r}; there are: "
+            f"{', '.join(sorted(set(split)))}."
+        )
     return [
         carve.name
         if side == carve.of and _unit(group, spec.seed, "validation") < carve.fraction

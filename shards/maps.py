@@ -22,6 +22,8 @@ import numpy.typing as npt
 from shards.errors import CorruptStoreError
 
 _MAP_FIXED = 0x10  # the one constant that the mmap module lacks; the same on Linux and macOS
+_HUGE = 2**21
+"""Large pages of the page cache map as such only at multiples of this: a fifth off a gather."""
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -49,19 +51,27 @@ def _checked_size(path: Path, size_bytes: int) -> None:
         )
 
 
-def _page_offsets(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Return where each file begins in the range, and the end of the last."""
-    page = mmap.ALLOCATIONGRANULARITY
-    padded = [-(-size // page) * page for size in sizes]
-    return np.concatenate([[0], np.cumsum(padded, dtype=np.int64)]).astype(np.int64)
+def place_files(sizes: Sequence[int]) -> tuple[npt.NDArray[np.int64], int]:
+    """Return where each file begins in the range, and the end of the last, page by page."""
+    offsets, end = [], 0
+    for size in sizes:
+        begin = _round_up(end, _HUGE if size >= _HUGE else mmap.ALLOCATIONGRANULARITY)
+        offsets.append(begin)
+        end = _round_up(begin + size, mmap.ALLOCATIONGRANULARITY)
+    return np.array(offsets, np.int64), end
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 class _Reserved:
     """An address range as NumPy sees it: every array over it keeps it, the last one frees it."""
 
-    def __init__(self, libc: Any, address: int, size_bytes: int) -> None:
+    def __init__(self, libc: Any, reserved: tuple[int, int], used: tuple[int, int]) -> None:
         # Not at exit: a thread that still reads would crash, and the system frees it anyway.
-        weakref.finalize(self, libc.munmap, address, size_bytes).atexit = False
+        weakref.finalize(self, libc.munmap, *reserved).atexit = False
+        address, size_bytes = used
         self.__array_interface__ = {
             "data": (address, True), "shape": (size_bytes,), "typestr": "|u1", "version": 3,
         }  # fmt: skip
@@ -83,19 +93,19 @@ class FileRange:
     def __init__(self, files: Sequence[tuple[Path, int]], *, tail_bytes: int = 0) -> None:
         for path, size in files:
             _checked_size(path, size)
-        ends = _page_offsets([size for _, size in files])
-        self.offsets = ends[:-1]
-        total = int(_page_offsets([int(ends[-1]) + tail_bytes + 1])[-1])
+        self.offsets, end = place_files([size for _, size in files])
+        total = _round_up(end + tail_bytes + 1, mmap.ALLOCATIONGRANULARITY)
         self.bytes = self._map(files, total)
 
     def _map(self, files: Sequence[tuple[Path, int]], total: int) -> npt.NDArray[np.uint8]:
         libc = _libc()
         # The anonymous base is readable zeros: the gaps and the tail may be over-read harmlessly.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        base = libc.mmap(None, total, mmap.PROT_READ, flags, -1, 0)
-        if base == _FAILED:
+        start = libc.mmap(None, total + _HUGE, mmap.PROT_READ, flags, -1, 0)
+        if start == _FAILED:
             raise OSError(ctypes.get_errno(), f"cannot reserve {total} bytes of addresses")
-        reserved = _Reserved(libc, base, total)
+        base = _round_up(start, _HUGE)
+        reserved = _Reserved(libc, (start, total + _HUGE), (base, total))
         for (path, size), offset in zip(files, self.offsets.tolist(), strict=True):
             descriptor = os.open(path, os.O_RDONLY)
             try:

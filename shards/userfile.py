@@ -7,6 +7,7 @@ This lives beside the format because both the pipeline (`dataset.yaml`) and the 
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,13 @@ def _explain(path: Path, root: yaml.Node | None, model: type[Any], error: Any) -
         return f"{head}: missing. Add it."
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{head}: {message}"
+        # A rule between fields begins with the field to blame, as seen from where it is checked.
+        blamed = re.match(r"([a-z_][\w.]*): ", message)
+        if blamed:
+            location = (*location, *blamed[1].split("."))
+            where = ".".join(map(str, location))
+            message = message[blamed.end() :]
+        return f"{path}:{_line_of(root, location)}: {where}: {message}"
     return f"{head}: got {_quote(error['input'])}; wanted: {message}."
 
 

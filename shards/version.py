@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ def render_version(draft: VersionDraft) -> tuple[Manifest, dict[str, bytes]]:
     trials = sort_by_id(draft.trials)
     used = dict.fromkeys(trials["shard"].to_pylist())
     entries = {shard.digest: shard for shard in draft.shards}
-    shards = tuple(entries[digest] for digest in used)
+    n_trials = Counter(trials["shard"].to_pylist())  # equal content is one shard
+    shards = tuple(replace(entries[digest], n_trials=n_trials[digest]) for digest in used)
     hot = _hot_columns(draft, trials, {digest: number for number, digest in enumerate(used)})
     files = {
         "index.arrow": index_to_bytes(hot),

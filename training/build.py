@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 
 from loaders import Batch, TrialStream
-from shards import InvalidSpecError, Store, WindowSpec
+from shards import Store, WindowSpec
 from training.config import TrainConfig, choose_windows
 from training.model import TrialLSTM
 from training.target import Objective
@@ -21,6 +21,8 @@ def start_fabric(config: TrainConfig) -> Fabric:
         accelerator=device.accelerator, devices=device.devices, precision=device.precision
     )
     fabric.launch()
+    if fabric.device.type == "cpu" and device.cpu_threads is not None:
+        torch.set_num_threads(device.cpu_threads)
     fabric.seed_everything(config.seed, verbose=False)
     return fabric
 
@@ -38,33 +40,26 @@ def open_stream(
 
     Args:
         store: Where.
-        config: Batch size and seed; the balance only matters to a shuffled stream.
+        config: Batch size, seed, balance.
         split: Which trials.
-        shuffle: `global` to train, `none` (by trial, then start) to look at each window once.
+        shuffle: `global` to train; `none` by trial, then start, each window once.
         ranks: This rank, and how many there are.
         windows: Window parameters, by default those of the config.
 
     Raises:
-        InvalidSpecError: If no trial of the split is long enough for a window.
+        InvalidSpecError: If the split has no window.
     """
-    windows = windows or choose_windows(config, store.manifest.windows)
-    stream = TrialStream(
+    return TrialStream(
         store,
         split=split,
         batch_size=config.data.batch_size,
         shuffle=shuffle,
         seed=config.data.seed,
         balance=config.data.balance if shuffle == "global" else "window",
-        windows=windows,
+        windows=windows or choose_windows(config, store.manifest.windows),
         rank=ranks[0],
         world_size=ranks[1],
     )
-    if len(stream) == 0:
-        raise InvalidSpecError(
-            f"split {split!r} of {store.path} {store.version} has no window of {windows.length} + "
-            f"{windows.ahead} rows. Choose a shorter data.windows.length, or another split."
-        )
-    return stream
 
 
 def build_model(store: Store, config: TrainConfig, objective: Objective) -> TrialLSTM:

@@ -118,6 +118,10 @@ class DeviceConfig(Section):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     # One process; a machine with several devices is asked for, never taken.
     devices: Count | Literal["auto"] = 1
+    # On the CPU, for arithmetic and gather. An LSTM of this size gains little from a second thread
+    # on an idle machine, and where cores are shared the two wait for each other: 8 times slower,
+    # measured. null leaves it to torch; raise it for hidden sizes of several hundred.
+    cpu_threads: Count | None = 1
     # Full precision: an LSTM of this size is not limited by arithmetic.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
 

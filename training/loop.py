@@ -53,7 +53,7 @@ def train(
         on_metrics: Called on rank 0 with (step, metrics) after each epoch.
 
     Raises:
-        ResumeError: If the checkpoint in `out` belongs to other data or another config.
+        ResumeError: If `out` holds a checkpoint of other data or another config.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         InvalidSpecError: If the config does not fit the store.
     """
@@ -72,9 +72,8 @@ def train(
             if on_metrics is not None and job.fabric.is_global_zero:
                 on_metrics(state.step, metrics)
     seconds = time.perf_counter() - started
-    result = TrainResult.of(config, state, interrupted=stop.agreed, seconds=seconds)
-    log.info("%s: %d epochs, %d steps, %.1f s", result.status, state.epoch, state.step, seconds)
-    return result
+    log.info("ended after %d epochs, %d steps, %.1f s", state.epoch, state.step, seconds)
+    return TrainResult.of(config, state, interrupted=stop.agreed, seconds=seconds)
 
 
 def train_epoch(

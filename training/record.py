@@ -83,7 +83,7 @@ class Recorder:
             self.loggers[0].log_metrics({"step_loss": float(loss.detach())}, self.state.step)
 
     def pace(self) -> dict[str, float]:
-        """Return the time since the epoch began, and optimizer rows per second of all ranks."""
+        """Return seconds since the epoch began, validation too, and training rows per second."""
         seconds = time.perf_counter() - self._started_s
         n_rows = (self.state.step - self._started_step) * self.job.config.data.batch_size
         return {"seconds": seconds, "rows_per_s": n_rows / max(seconds, 1e-9)}

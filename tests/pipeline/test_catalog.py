@@ -19,7 +19,7 @@ from pipeline.catalog import (
     identify_trial,
     scan_files,
 )
-from pipeline.spec import SourceSpec
+from pipeline.sections import SourceSpec
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
 
 
@@ -170,18 +170,15 @@ def test_a_file_that_the_glob_finds_twice_is_one_file(tmp_path: Path):
     }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UnicodeEncodeError,
-    reason="catalog.bucket_of encodes the path as UTF-8: one file whose name is no UTF-8 ends the "
-    "whole scan with a traceback; it should be refused alone",
-)
 def test_a_name_that_is_no_utf_8_is_refused_alone(tmp_path: Path):
     touch(tmp_path, "raw/a.csv")
     Path(os.fsdecode(os.fsencode(tmp_path / "raw") + b"/\xff.csv")).write_text("x,y\n1,2\n")
     catalog = scan(tmp_path)
     assert [file.trial_id for file in catalog.files] == ["a"]
-    assert len(catalog.refusals) == 1
+    assert [refusal.code for refusal in catalog.refusals] == ["path_not_utf8"]
+    # The quarantine is UTF-8, and its reader should still find the file.
+    assert catalog.refusals[0].source.encode().endswith(b"ff.csv")
+    assert catalog.n_files == 2
 
 
 def test_names_with_blanks_commas_and_letters_of_all_kinds_are_names(tmp_path: Path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.clean import check_time, clean_values
-from pipeline.spec import CleanSpec
+from pipeline.sections import CleanSpec
 from pipeline.trials import RefusedError
 
 Values = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trialfolders import MINIMAL, make_spec, merged
 
-from pipeline.prepare import Recipe
+from pipeline.recipe import Recipe
 from pipeline.spec import DatasetSpec, ForecastTarget, PerStepTarget, load_spec, parse_size
 from shards.errors import InvalidSpecError
 

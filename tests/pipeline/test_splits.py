@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.spec import SplitSpec
+from pipeline.sections import SplitSpec
 from pipeline.splits import assign_splits, split_names
 from shards.errors import InvalidSpecError
 

@@ -1,0 +1,109 @@
+"""A specification with everything resolved that does not depend on a file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
+
+from pipeline.derive import parse_expressions, source_columns
+from pipeline.sections import ColumnAttribute, PerTrialTarget
+from pipeline.sources.delimited import DelimitedLayout
+from pipeline.spec import DatasetSpec
+from shards.errors import InvalidSpecError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A specification with everything resolved that does not depend on a file."""
+
+    spec: DatasetSpec
+
+    @cached_property
+    def channels(self) -> list[str]:
+        """Channel names in column order."""
+        return [channel.name for channel in self.spec.channels]
+
+    @cached_property
+    def expressions(self) -> dict[str, pl.Expr]:
+        """Derived columns, parsed."""
+        return parse_expressions(self.spec.derive)
+
+    @cached_property
+    def column_attributes(self) -> dict[str, str]:
+        """Attribute -> the column it is read from."""
+        return {
+            name: attribute.column
+            for name, attribute in self.spec.attributes.items()
+            if isinstance(attribute, ColumnAttribute)
+        }
+
+    @cached_property
+    def layout(self) -> DelimitedLayout:
+        """How the files are written, and which columns are needed of them."""
+        source, attributes = self.spec.source, set(self.spec.attributes)
+        wanted = [*self.channels, *self.spec.target_columns()]
+        if source.time is not None:
+            wanted.append(source.time)
+        wanted = [name for name in wanted if name not in self.expressions]
+        wanted += sorted(source_columns(self.expressions) - attributes - self._path_groups())
+        text = tuple(dict.fromkeys(self.column_attributes.values()))
+        return DelimitedLayout(
+            delimiter=source.resolved_delimiter(),
+            header=source.header,
+            names=source.columns,
+            numeric=tuple(name for name in dict.fromkeys(wanted) if name not in text),
+            text=text,
+            comment=source.comment,
+            nulls=source.nulls,
+            final_newline=source.final_newline,
+        )
+
+    def _path_groups(self) -> set[str]:
+        return set(re.compile(self.spec.source.trial_id or "").groupindex)
+
+    def check(self) -> None:
+        """Find mistakes that need no file.
+
+        Raises:
+            InvalidSpecError: A bad expression, or an attribute that nothing provides.
+        """
+        known = set(self.spec.attributes) | self._path_groups()
+        target = self.spec.windows.target
+        wanted = {"split.attribute": self.spec.split.attribute}
+        if self.spec.split.by != "trial":
+            wanted["split.by"] = self.spec.split.by
+        if isinstance(target, PerTrialTarget):
+            wanted["windows.target.attribute"] = target.attribute
+        for where, name in wanted.items():
+            if name is not None and name not in known:
+                raise InvalidSpecError(
+                    f"{where}: no attribute {name!r}; known: {', '.join(sorted(known)) or 'none'}. "
+                    "Name a group in source.trial_id, or add it under attributes."
+                )
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        spec = self.spec
+        columns = [*self.channels, *spec.target_columns(), *filter(None, [spec.source.time])]
+        attributes = set(spec.attributes) | self._path_groups()
+        twice = sorted((attributes | set(self.column_attributes.values())) & set(columns))
+        if twice:
+            raise InvalidSpecError(
+                f"{twice[0]!r} is both an attribute (or the column of one) and a channel, target "
+                "or time column. Name the attribute otherwise, or drop the channel."
+            )
+        if not self.layout.numeric:
+            raise InvalidSpecError(
+                "no number is read from the files: all channels are derived from attributes. "
+                "Name a column of the files in channels or derive."
+            )
+        needed = {*self.layout.numeric, *self.layout.text}
+        if not spec.source.header and not needed <= set(spec.source.columns):
+            lacking = min(needed - set(spec.source.columns))
+            raise InvalidSpecError(
+                f"source.columns: {lacking!r} is needed but not listed; got: "
+                f"{', '.join(spec.source.columns)}."
+            )
