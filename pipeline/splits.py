@@ -103,7 +103,7 @@ def _carve_validation(groups: Sequence[str], split: Sequence[str], spec: SplitSp
     carve = spec.validation
     if carve is None:
         return list(split)
-    if carve.of not in split:
+    if spec.method == "attribute" and carve.of not in split:
         raise InvalidSpecError(
             f"split.validation.of: no trial is in split {carve.of!r}; there are: "
             f"{', '.join(sorted(set(split)))}."
