@@ -58,7 +58,10 @@ class HotIndex:
 
     def find(self, trial_id: str) -> int | None:
         """Return the number of a trial, by binary search, or None."""
-        wanted, low, high = trial_id.encode(), 0, len(self)
+        try:
+            wanted, low, high = trial_id.encode(), 0, len(self)
+        except UnicodeEncodeError:  # no id holds half a surrogate pair
+            return None
         while low < high:
             middle = (low + high) // 2
             if self.id_of(middle).encode() < wanted:

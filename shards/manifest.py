@@ -133,7 +133,7 @@ class Manifest:
             _check_format(document["format"], origin)
             if (document["layout"], document["container"]) != ("rows", "zarr"):
                 raise ValueError("layout and container are not rows and zarr")
-            if document != sign(document):
+            if raw != canonical_json(sign(document)) + b"\n":
                 raise ValueError("its xxh3_128 is not that of its content")
             return _consistent(cls._from_document(document))
         except _UNREADABLE as error:

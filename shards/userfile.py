@@ -107,8 +107,8 @@ def _explain(path: Path, root: yaml.Node | None, model: type[Any], error: Any) -
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         # A rule between fields begins with the field to blame, as seen from where it is checked.
-        blamed = re.match(r"([a-z_][\w.]*): ", message)
-        if blamed:
+        blamed = re.match(r"([a-z_]\w*(?:\.\w+)*): (?=\S)", message)
+        if blamed and blamed[1].split(".")[0] in _known_fields(model, location):
             location = (*location, *blamed[1].split("."))
             where = ".".join(map(str, location))
             message = message[blamed.end() :]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -128,6 +127,8 @@ def _check_index(store: Store) -> list[Problem]:
     if problems:
         return problems
     for number, members in _trials_by_shard(store).items():
+        counted = len(members) == manifest.shards[number].n_trials
+        claim(counted, f"the trials of shard {number} are not as many as the manifest's")
         ends = index.row_start[members] + index.n_rows[members]
         inside = (
             index.row_start[members].min() >= 0 and ends.max() <= manifest.shards[number].n_rows
@@ -136,15 +137,32 @@ def _check_index(store: Store) -> list[Problem]:
     return problems
 
 
+def _check_counts(store: Store) -> list[Problem]:
+    index, manifest = store.index, store.manifest
+    n_windows = [index.n_windows[index.split == code] for code in range(len(manifest.splits))]
+    got = {
+        "rows": int(index.n_rows.sum()),
+        "windows": {s: int(n.sum()) for s, n in zip(manifest.splits, n_windows, strict=True)},
+    }
+    return [
+        Problem(str(store.folder), f"it has {value} {name}, the manifest counts {wanted}")
+        for name, value in got.items()
+        if (wanted := manifest.counts.get(name)) != value
+    ]
+
+
 def _check_identity(store: Store, trials: pa.Table) -> list[Problem]:
     manifest, where = store.manifest, str(store.folder / "trials.parquet")
-    if not pc.all(pc.equal(trials["id"].cast(pa.large_utf8()), store.index.ids)).as_py():
+    if not trials["id"].cast(pa.large_utf8()).combine_chunks().equals(store.index.ids):
         return [Problem(where, "its ids are not those of index.arrow")]
+    if trials["digest"].null_count:
+        return [Problem(where, "a trial has no digest")]
+    problems = _check_counts(store)
     split = pa.array([manifest.splits[code] for code in store.index.split], pa.utf8())
     got = fingerprint_splits(manifest, store.fit, trials.append_column("split", split))
     if got != manifest.fingerprints or dataset_fingerprint(got) != manifest.fingerprint:
-        return [Problem(where, "fingerprints do not follow from the trials' digests")]
-    return []
+        problems.append(Problem(where, "fingerprints do not follow from the trials' digests"))
+    return problems
 
 
 def _trials_by_shard(store: Store) -> dict[int, npt.NDArray[np.int64]]:
@@ -190,9 +208,11 @@ def _labels(store: Store) -> list[str | float | None]:
         name, column = store.manifest.target.columns[0], table["attributes"].combine_chunks()
         if column.type.get_field_index(name) >= 0:
             texts = column.field(name).to_pylist()
+    # A text that is a class but has no code is a lost label: it gives a digest that fails.
+    lost = [code is None and text in classes for code, text in zip(known, texts, strict=True)]
     return [
-        text if code is None else classes[int(code)]
-        for code, text in zip(known, texts, strict=True)
+        None if missing else text if code is None else classes[int(code)]
+        for code, text, missing in zip(known, texts, lost, strict=True)
     ]
 
 

@@ -176,6 +176,6 @@ def publish_version(store: Path, draft: VersionDraft, *, after: str | None) -> s
     manifest, files = render_version(draft)
     if after is not None:
         current = store / "versions" / after / "dataset.json"
-        if current.read_bytes() == manifest.to_bytes():
+        if current.is_file() and current.read_bytes() == manifest.to_bytes():
             return after
     return commit_version(store, manifest, files, after=after)

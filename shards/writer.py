@@ -138,11 +138,12 @@ def commit_version(
     """
     folder = store / "versions"
     folder.mkdir(parents=True, exist_ok=True)
+    # Beyond any folder that is in the way, also one that never became a version. Listed before the
+    # newest version is looked up: a commit in between then takes the very number claimed below.
+    taken = [int(p.name[1:]) for p in folder.iterdir() if VERSION_NAME.fullmatch(p.name)]
     newest = next(reversed(list_versions(store)), None)
     if newest != after:
-        raise _conflict(store, str(newest), after)
-    # Beyond any folder that is in the way, also one that never became a version.
-    taken = [int(p.name[1:]) for p in folder.iterdir() if VERSION_NAME.fullmatch(p.name)]
+        raise _conflict(store, newest, after)
     version = f"v{max(taken, default=0) + 1:04d}"
     temporary = temporary_name(folder)
     temporary.mkdir()
@@ -156,8 +157,9 @@ def commit_version(
     return version
 
 
-def _conflict(store: Path, version: str, after: str | None) -> CommitConflictError:
+def _conflict(store: Path, version: str | None, after: str | None) -> CommitConflictError:
+    what = f"version {version} was committed" if version else "all versions were removed"
     return CommitConflictError(
-        f"{store}: version {version} was committed by another build while this one ran (it "
-        f"started from {after or 'an empty store'}). Run the build again."
+        f"{store}: {what} by somebody else while this build ran (it started from "
+        f"{after or 'an empty store'}). Run the build again."
     )

@@ -104,8 +104,10 @@ def train(config: Path, fresh: bool, seed: int | None, out: Path | None) -> None
     """Train and evaluate the model that CONFIG describes; a killed run goes on where it was."""
     from training import TrainConfig, evaluate, progress_bar
     from training import train as train_model
+    from training.memory import keep_freed_memory
     from trialshards.report import print_training
 
+    keep_freed_memory()
     loaded = TrainConfig.read(config)
     changes = {"seed": seed, "out": out.resolve() if out else None}
     loaded = loaded.model_copy(update={k: v for k, v in changes.items() if v is not None})

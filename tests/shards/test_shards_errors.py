@@ -87,20 +87,12 @@ def test_a_missing_split_names_those_there_are(tmp_path):
         store.split_code("test")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="index.py:58: an id that is no UTF-8 (as of os.fsdecode) raises UnicodeEncodeError",
-)
 def test_an_id_that_no_store_can_hold_is_not_found(tmp_path):
     store = make_store(tmp_path, [5, 6])
     with pytest.raises(TrialNotFoundError):
         store.trial_number("t\udcff")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="reader.py:47: 'no a committed version in ...'; say 'no committed version'",
-)
 def test_the_message_for_a_missing_store_is_english(tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"^no committed version in "):
         Store(tmp_path)

@@ -1,7 +1,10 @@
 """Identity: anything a model could see changes a digest; nothing else does (SPEC section 7)."""
 
+import struct
+
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import make_store
@@ -51,9 +54,28 @@ def test_trials_that_differ_in_one_respect_have_different_digests():
         ("t", {"values": ROWS}, "1.0"),
         ("t", {"values": ROWS}, "push"),
         ("t", {"values": ROWS}, "pull"),
+        ("t", {"values": ROWS}, ""),
+        ("t", {"values": ROWS[:0]}, None),
     ]
     digests = [trial_digest(*trial) for trial in trials]
-    assert len(set(digests)) == len(trials)
+    digests += [trial_digest(*trial, weight=0.5) for trial in trials]
+    assert len(set(digests)) == 2 * len(trials)
+
+
+def test_a_trial_weighs_one_unless_it_is_said():
+    weighed = {w: trial_digest("t", {"values": ROWS}, "x", weight=w) for w in (0.0, 0.5, 1.0, 2.0)}
+    assert len(set(weighed.values())) == len(weighed)
+    assert weighed[1.0] == trial_digest("t", {"values": ROWS}, "x")
+    assert weighed[0.5] == trial_digest("t", {"values": ROWS}, "x", weight=np.float32(0.5))
+
+
+def test_the_bytes_of_a_value_are_no_class_name():
+    for value in (0.0, 1.0, 2.0**-120):
+        raw = np.float32(value).astype("<f4").tobytes()
+        names = [raw.decode("latin-1"), f"value {raw.decode('latin-1')}", f"{value}"]
+        assert trial_digest("t", {"values": ROWS}, value) not in {
+            trial_digest("t", {"values": ROWS}, name) for name in names
+        }
 
 
 def test_fields_cannot_run_into_each_other():
@@ -74,43 +96,58 @@ def test_the_order_and_memory_order_of_arrays_say_nothing():
     arrays = {"values": ROWS, "targets": ROWS * 2}
     backwards = {"targets": ROWS * 2, "values": np.asfortranarray(ROWS)}
     assert trial_digest("t", arrays, 1.0) == trial_digest("t", backwards, 1.0)
+    strided = {"targets": (ROWS * 2)[::-1].copy()[::-1], "values": np.repeat(ROWS, 2, 1)[:, ::2]}
+    assert trial_digest("t", arrays, 1.0) == trial_digest("t", strided, 1.0)
+
+
+def digest_by_the_text(name, arrays, label, weight):
+    """SPEC section 7 read aloud, in little-endian bytes."""
+    fields = [name.encode()]
+    for array in sorted(arrays):
+        n_rows, n_columns = arrays[array].shape
+        values = [value for row in arrays[array].tolist() for value in row]
+        fields += [
+            f"{array}|float32|{n_rows}x{n_columns}".encode(),
+            struct.pack(f"<{len(values)}f", *values),
+        ]
+    if label is None:
+        fields.append(b"")
+    elif isinstance(label, str):
+        fields.append(b"class " + label.encode())
+    else:
+        fields.append(b"value " + struct.pack("<f", label))
+    fields.append(struct.pack("<f", weight))
+    return xxhash.xxh3_128_hexdigest(b"".join(struct.pack("<Q", len(f)) + f for f in fields))
+
+
+@pytest.mark.parametrize("label", [None, "push", "poussée", "", 0.0, -1.5])
+@pytest.mark.parametrize("weight", [1.0, 0.0, 0.25])
+def test_a_digest_is_that_of_the_text(label, weight):
+    for arrays in ({"values": ROWS}, {"values": ROWS, "targets": ROWS[:, :1]}):
+        for order in ("<f4", ">f4"):
+            given = {name: rows.astype(order) for name, rows in arrays.items()}
+            got = trial_digest("tä1", given, label, weight=weight)
+            assert got == digest_by_the_text("tä1", arrays, label, weight)
 
 
 def test_a_digest_is_the_one_written_down():
     """Renaming every trial of every store must be a decision, not an accident."""
     got = trial_digest("t0001", {"values": ROWS}, "push")
-    assert got == "4d26100ac545bda50a3781d86523945a"
+    assert got == "17eb28e9ae2bc56573885abf7d40f4d8"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="identity.py:41: a class named '' hashes as no label at all; SPEC section 7 should say "
-    "that class names are not empty, or a tag should precede the label",
-)
 def test_a_class_with_an_empty_name_is_not_the_absence_of_a_label():
     assert trial_digest("t", {"values": ROWS}, "") != trial_digest("t", {"values": ROWS}, None)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="identity.py:37: memoryview.cast refuses shapes with a zero (TypeError)",
-)
 def test_a_trial_without_rows_has_a_digest():
     assert trial_digest("t", {"values": ROWS[:0]}, None) != trial_digest(
         "t", {"values": ROWS}, None
     )
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="identity.py:36-37: dtype.name hides the byte order, so a big-endian array is hashed as "
-    "little-endian float32 with its bytes swapped (SPEC section 1: little-endian everywhere)",
-)
-def test_a_big_endian_array_is_refused_or_hashed_as_the_values_it_holds():
-    try:
-        got = trial_digest("t", {"values": ROWS.astype(">f4")}, None)
-    except (TypeError, ValueError):
-        return
+def test_a_big_endian_array_is_hashed_as_the_values_it_holds():
+    got = trial_digest("t", {"values": ROWS.astype(">f4")}, None)
     assert got == trial_digest("t", {"values": ROWS}, None)
 
 
@@ -155,7 +192,7 @@ def test_a_trial_appended_to_train_changes_train_alone(tmp_path):
     assert same == {"val", "test"}
 
 
-def test_schema_windows_normalization_and_labels_change_every_split(tmp_path):
+def test_schema_windows_normalization_labels_and_weights_change_every_split(tmp_path):
     classes = TargetSchema("per_trial", ("kind",), ("push", "pull"))
     renamed = TargetSchema("per_trial", ("kind",), ("push", "poke"))
     label = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
@@ -172,6 +209,7 @@ def test_schema_windows_normalization_and_labels_change_every_split(tmp_path):
         {"target": classes, "labels": label},
         {"target": renamed, "labels": label},
         {"target": classes, "labels": [1 - code for code in label]},
+        {"weights": [0.5] * len(LENGTHS)},
     ]
     manifests = [
         make_store(tmp_path / str(i), LENGTHS, splits=SPLITS, **variant).manifest

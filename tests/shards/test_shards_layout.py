@@ -182,13 +182,13 @@ def test_bytes_shape_dtype_name_and_company_all_name_the_shard():
     [
         np.zeros((3, 2), np.float64),
         np.zeros((3, 2), np.int32),
-        np.asfortranarray(np.zeros((3, 2), np.float32)),
-        np.zeros((3, 4), np.float32)[:, ::2],
+        np.zeros((3, 2), ">f8"),
+        np.zeros((3, 2), np.bool_),
         np.zeros((0, 2), np.float32),
         np.zeros((3, 0), np.float32),
         np.zeros(3, np.float32),
     ],
-    ids=["f8", "i4", "fortran", "strided", "no rows", "no columns", "one axis"],
+    ids=["f8", "i4", "big f8", "bool", "no rows", "no columns", "one axis"],
 )
 def test_an_array_the_format_cannot_hold_is_refused_and_leaves_nothing(tmp_path, rows):
     with pytest.raises((TypeError, ValueError, IndexError, BufferError)):
@@ -196,19 +196,41 @@ def test_an_array_the_format_cannot_hold_is_refused_and_leaves_nothing(tmp_path,
     assert list(tmp_path.rglob("*")) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="layout.py:101-102: dtype.name hides the byte order; a big-endian array is written as "
-    "it lies in memory and read back as other numbers",
-)
-def test_a_big_endian_array_is_refused_or_written_little_endian(tmp_path):
-    rows = np.arange(6, dtype=">f4").reshape(3, 2)
-    try:
-        entry = write_shard(tmp_path, {"values": rows}, 1)
-    except (TypeError, ValueError):
-        return
-    group = zarr.open_group(tmp_path / "shards" / entry.digest, mode="r")
-    assert np.asarray(group["values"][:]).tolist() == rows.tolist()
+def test_arrays_of_unequal_rows_are_refused_and_leave_nothing(tmp_path):
+    arrays = {"values": np.zeros((3, 2), np.float32), "observed": np.zeros((4, 1), np.uint8)}
+    with pytest.raises(ValueError, match="differ in rows"):
+        write_shard(tmp_path, arrays, 1)
+    assert list(tmp_path.rglob("*")) == []
+
+
+ODD_MEMORY = {
+    "fortran": np.asfortranarray,
+    "columns strided": lambda rows: np.repeat(rows, 2, axis=1)[:, ::2],
+    "rows strided": lambda rows: np.repeat(rows, 3, axis=0)[::3],
+    "backwards": lambda rows: rows[::-1, ::-1].copy()[::-1, ::-1],
+    "big-endian": lambda rows: rows.astype(rows.dtype.newbyteorder(">")),
+    "big-endian fortran": lambda rows: np.asfortranarray(rows.astype(rows.dtype.newbyteorder(">"))),
+    "read-only": lambda rows: np.frombuffer(rows.tobytes(), rows.dtype).reshape(rows.shape),
+}
+
+
+@pytest.mark.parametrize("memory", ODD_MEMORY)
+def test_an_array_is_written_as_its_values_however_it_lies_in_memory(tmp_path, memory):
+    """Little-endian rows in C order on the disk, and the same name as from plain memory."""
+    plain = {
+        "values": np.arange(15_000, dtype=np.float32).reshape(5000, 3),
+        "observed": np.arange(10_000, dtype=np.uint32).astype(np.uint8).reshape(5000, 2),
+    }
+    odd = {name: ODD_MEMORY[memory](rows) for name, rows in plain.items()}
+    entry = write_shard(tmp_path / "odd", odd, 1)
+    assert entry == write_shard(tmp_path / "plain", plain, 1)
+    for name, rows in plain.items():
+        chunk = tmp_path / "odd" / "shards" / entry.digest / name / "c" / "0" / "0"
+        little = rows.astype(rows.dtype.newbyteorder("<")).tobytes()
+        assert chunk.read_bytes()[: len(little)] == little
+    group = zarr.open_group(tmp_path / "odd" / "shards" / entry.digest, mode="r")
+    for name, rows in plain.items():
+        assert np.asarray(group[name][:]).tolist() == rows.tolist()
 
 
 @pytest.mark.parametrize("name", ["values", "a", "y0_1", "a" * 32])

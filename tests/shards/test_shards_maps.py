@@ -130,14 +130,6 @@ def test_rows_of_a_trial_outlive_the_store_object(tmp_path):
     assert rows[0].tolist() == [10_000.0, 10_000.0625, 10_000.125]
 
 
-LEAK = (
-    "maps.py:108: FileRange.bytes -> _Window.owner -> FileRange is a cycle through an ndarray, "
-    "which the collector does not traverse: the map is never released. Tie the finalizer to the "
-    "_Window and let it own nothing"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=LEAK)
 def test_the_map_is_released_with_its_last_array(tmp_path):
     found = FileRange(write_files(tmp_path, [5000, 5000]))
     view = found.bytes[:10]
@@ -146,7 +138,6 @@ def test_the_map_is_released_with_its_last_array(tmp_path):
     assert maps_below(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason=LEAK)
 def test_reading_trials_again_and_again_holds_no_more_maps(tmp_path):
     """The kernel allows 65,530 maps per process: one leaked per trial ends a long run."""
     store = make_store(tmp_path / "s", [5, 6])
@@ -156,11 +147,6 @@ def test_reading_trials_again_and_again_holds_no_more_maps(tmp_path):
     assert len(maps_below(tmp_path / "s" / "shards")) <= 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="maps.py:97: weakref.finalize also runs at exit, while a daemon thread may still read: "
-    "SIGSEGV. Set `.atexit = False`; the system unmaps",
-)
 def test_a_thread_that_still_reads_when_the_program_ends_does_not_crash_it(tmp_path):
     (path, size) = write_files(tmp_path, [8_000_000])[0]
     code = """if True:

@@ -39,7 +39,7 @@ def publish_scope_trial(path, offset, scale):
         target=TargetSchema("forecast", ("u",)), windows=WindowSpec(length=2, steps=1),
         splits=("train",), observed=False,
         normalization={"method": "zscore", "scope": "trial", "lookahead": ["normalize"]},
-        counts={"trials": 3}, spec={}, trials=trials, shards=(entry,),
+        counts={"trials": 3, "rows": 12}, spec={}, trials=trials, shards=(entry,),
         quarantine=QUARANTINE_SCHEMA.empty_table(),
         fit={"normalize": {"method": "zscore", "scope": "trial"}},
     )  # fmt: skip
@@ -218,11 +218,6 @@ def test_a_store_opens_by_text_path_and_touches_no_shard(tmp_path):
     assert store.version == again.version
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="reader.py:65,102: fit.json and trials.parquet that cannot be read raise "
-    "JSONDecodeError, FileNotFoundError and ArrowInvalid instead of CorruptStoreError",
-)
 @pytest.mark.parametrize("content", [None, b"", b"{"])
 @pytest.mark.parametrize("name", ["fit.json", "trials.parquet"])
 def test_broken_cold_files_are_corrupt_store_errors(tmp_path, name, content):

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from stores import make_store
 
-from shards import CorruptStoreError, Store, TrialShardsError
+from shards import CorruptStoreError, FormatVersionError, Store
 from shards.identity import canonical_json
 from shards.index import SCHEMA, index_to_bytes
-from shards.manifest import TargetSchema
+from shards.manifest import TargetSchema, sign
 from shards.verify import verify_store
 from shards.version import file_promise
 
@@ -28,105 +28,63 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["numpy", "pyarrow.parquet", "pytest", "shards.verify"])
 
 
-def flip_every_byte(path, file, report):
-    """Flip one bit of each byte of `file` in turn; write down what verify does not say of it."""
-    good, silent, misnamed, raised = file.read_bytes(), [], [], []
-    for position, byte in enumerate(good):
-        file.write_bytes(good[:position] + bytes([byte ^ 1]) + good[position + 1 :])
-        try:
-            problems = verify_store(path)
-        except TrialShardsError:
-            raised.append(position)
-            continue
+def flip_every_byte(path, names, report):
+    """Flip one bit of each byte of each file in turn; write down what verify says wrongly of it.
+
+    A damaged manifest is an error that names it; any other damage is one file's problem, with the
+    trials it touches.
+    """
+    found = {}
+    for name in names:
+        file, wrong = path / name, []
+        good = file.read_bytes()
         trials = ("t0000", "t0001") if "shards" in file.parts else ()
-        if not problems:
-            silent.append(position)
-        elif {(p.where, p.trials) for p in problems} != {(str(file), trials)}:
-            misnamed.append(position)
-    file.write_bytes(good)
-    clean = [str(problem) for problem in verify_store(path)]
-    report.write_text(json.dumps({
-        "size": len(good), "silent": silent, "misnamed": misnamed, "raised": raised, "after": clean,
-    }))  # fmt: skip
+        for position, byte in enumerate(good):
+            bit = 1 << position % 8
+            file.write_bytes(good[:position] + bytes([byte ^ bit]) + good[position + 1 :])
+            try:
+                said = sorted({(p.where, p.trials) for p in verify_store(path)})
+            except (CorruptStoreError, FormatVersionError) as error:
+                said = [(str(error).partition(" ")[0], "raised")]
+            if said != [(str(file), "raised" if file.name == "dataset.json" else trials)]:
+                wrong.append((position, said))
+        file.write_bytes(good)
+        after = [str(problem) for problem in verify_store(path)]
+        found[name] = {"size": len(good), "wrong": wrong, "after": after}
+        report.write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def flips(tmp_path_factory):
-    """What verify says of every byte of every file; one process per file: some flips kill it."""
+    """What verify says of every byte of every file, found in processes of its own."""
     root = tmp_path_factory.mktemp("flips")
-    store = make_store(root / "good", [1, 2], n_channels=1, missing=True)
-    names = [f"versions/v0001/{name}" for name in VERSION]
-    names += [f"shards/{store.manifest.shards[0].digest}/{name}" for name in SHARD]
+    store = make_store(root / "s", [1, 2], n_channels=1, missing=True)
+    shard = f"shards/{store.manifest.shards[0].digest}"
+    names = {name: f"versions/v0001/{name}" for name in VERSION}
+    names |= {f"shard/{name}": f"{shard}/{name}" for name in SHARD}
     on_disk = {p.relative_to(store.path).as_posix() for p in store.path.rglob("*") if p.is_file()}
-    assert on_disk == {*names, "latest.json"}
-    jobs = []
-    for number, name in enumerate(names):
+    assert on_disk == {*names.values(), "latest.json"}
+    files, jobs = [*names.values()], []
+    for number in range(2):
         path, report = root / str(number), root / f"{number}.json"
         shutil.copytree(store.path, path)
-        job = CONTEXT.Process(target=flip_every_byte, args=(path, path / name, report), daemon=True)
+        job = CONTEXT.Process(
+            target=flip_every_byte, args=(path, files[number::2], report), daemon=True
+        )
         job.start()
         jobs.append((job, report))
-    for job, _ in jobs:
+    found = {}
+    for job, report in jobs:
         job.join()
-    found = [json.loads(r.read_bytes()) if j.exitcode == 0 else None for j, r in jobs]
-    return store, dict(zip([*VERSION, *(f"shard/{name}" for name in SHARD)], found, strict=True))
+        found |= json.loads(report.read_bytes())
+        assert job.exitcode == 0, f"verify died after {list(found)}"
+    return {name: found[file] for name, file in names.items()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(name for name in VERSION if name not in ("dataset.json", "index.arrow")),
-        *(f"shard/{name}" for name in SHARD),
-        pytest.param(
-            "index.arrow",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="verify.py:207 opens index.arrow though verify.py:69 found that it cannot "
-                "be trusted: CorruptStoreError ('Run: trialshards verify'), UnicodeDecodeError, or "
-                "the end of the process; return early when no trial is a member",
-            ),
-        ),
-    ],
-)
-def test_one_flipped_bit_anywhere_is_reported_with_its_file_and_trials(flips, name):
-    report = flips[1][name]
-    assert report is not None, "verify died"
-    size = report.pop("size")
-    assert size > 10
-    assert report == {"silent": [], "misnamed": [], "raised": [], "after": []}
-
-
-UNSEEN_FIELDS = {"format", "name", "layout", "container", "counts", "shards", "spec"}
-
-
-def test_manifest_flips_that_pass_unseen_are_descriptive(flips):
-    """Until the manifest carries its own digest: what a reader delivers is seen in any case."""
-    store, reports = flips
-    raw = (store.folder / "dataset.json").read_bytes()
-    good = json.loads(raw)
-    assert reports["dataset.json"]["after"] == []
-    for position in reports["dataset.json"]["silent"]:
-        flipped = raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :]
-        try:
-            document = json.loads(flipped)
-        except ValueError:  # the line end became another blank
-            raise AssertionError(position) from None
-        changed = {key for key in good if good[key] != document.get(key)}
-        assert changed <= UNSEEN_FIELDS, (position, changed)
-        assert document["format"]["major"] <= 1
-        if "shards" in changed:
-            assert document["shards"][0] | {"n_trials": 0} == good["shards"][0] | {"n_trials": 0}
-        if "counts" in changed:
-            assert document["counts"]["trials"] == good["counts"]["trials"]
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="verify.py:80: nothing checks dataset.json itself: name, major 1 -> 0, minor, layout, "
-    "container, counts, spec and n_trials change unseen. Let it carry its own xxh3_128",
-)
-def test_one_flipped_bit_of_the_manifest_is_seen(flips):
-    assert flips[1]["dataset.json"]["silent"] == []
+@pytest.mark.parametrize("name", [*VERSION, *(f"shard/{name}" for name in SHARD)])
+def test_every_flipped_byte_of_every_file_is_reported_with_its_file_and_trials(flips, name):
+    assert flips[name].pop("size") > 10
+    assert flips[name] == {"wrong": [], "after": []}
 
 
 @pytest.fixture
@@ -179,17 +137,7 @@ def test_a_missing_shard_is_named_with_its_trials(store):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "trials.parquet",
-        "quarantine.parquet",
-        "fit.json",
-        pytest.param(
-            "index.arrow",
-            marks=pytest.mark.xfail(
-                strict=True, reason="verify.py:207 opens the index that verify.py:69 does not trust"
-            ),
-        ),
-    ],
+    ["trials.parquet", "quarantine.parquet", "fit.json", "index.arrow"],
 )
 def test_a_cut_or_missing_file_of_the_version_is_named(store, name):
     file = store.folder / name
@@ -249,11 +197,17 @@ def test_swapped_shard_folders_are_both_named(store):
 
 def rewrite(store, name, content):
     """Replace a file of the version and mend the manifest's promise, as a clever vandal would."""
+    assert content != (store.folder / name).read_bytes()
+    (store.folder / name).unlink()  # a map of the old one stays what it was
     (store.folder / name).write_bytes(content)
+    assert [p.where for p in verify_store(store.path)] == [str(store.folder / name)]
     manifest = store.folder / "dataset.json"
     document = json.loads(manifest.read_bytes())
     document["files"][name] = file_promise(content)
     manifest.write_bytes(canonical_json(document) + b"\n")
+    with pytest.raises(CorruptStoreError, match="its xxh3_128 is not that of its content"):
+        verify_store(store.path)
+    manifest.write_bytes(canonical_json(sign(document)) + b"\n")
 
 
 def rewrite_index(store, **changed):
@@ -280,13 +234,6 @@ def test_trials_that_point_at_each_others_shards_are_named(store):
     assert found
 
 
-CRASHES = pytest.mark.xfail(
-    strict=True,
-    reason="verify.py:72-77: goes on with an index it has found wrong: IndexError "
-    "(verify.py:134), TypeError (identity.py:37 over no rows); return when there are problems",
-)
-
-
 @pytest.mark.parametrize(
     ("column", "change", "says"),
     [
@@ -295,12 +242,20 @@ CRASHES = pytest.mark.xfail(
         ("id", lambda ids: [*ids[:-1], "zzz"], "ids"),
         ("shard", lambda x: np.where(x == 1, 2, x), "shard number"),
         ("shard", lambda x: x - 1, "shard number"),
-        pytest.param("split", lambda x: x + 1, "split code", marks=CRASHES),
+        ("split", lambda x: x + 1, "split code"),
         ("split", lambda x: x - 1, "split code"),
         ("n_windows", lambda x: x + 1, "number of windows"),
         ("row_start", lambda x: x + 1, "lie outside"),
-        pytest.param("row_start", lambda x: x - 1, "lie outside", marks=CRASHES),
-        ("row_start", lambda x: x * 0, "overlap"),
+        ("row_start", lambda x: x - 1, "lie outside"),
+        ("row_start", lambda x: x + 2**62, "lie outside"),
+        ("n_rows", lambda x: -x, "number of windows"),
+        ("n_rows", lambda x: x - 1, "digests promise"),
+        ("weight", lambda x: x * 2, "digests promise"),
+        ("weight", lambda x: -x, "weight"),
+        ("weight", lambda x: x * np.float32("nan"), "weight"),
+        ("weight", lambda x: x * np.float32("inf"), "weight"),
+        ("label", lambda x: np.zeros_like(x), "digests promise"),
+        ("row_start", lambda x: x * 0, "digests promise"),
     ],
 )
 def test_an_index_that_contradicts_the_manifest_is_named(store, column, change, says):
@@ -326,12 +281,7 @@ def test_an_index_of_other_columns_is_a_problem_not_a_crash(store):
 
 
 def test_another_digest_in_the_cold_index_breaks_the_fingerprints(store):
-    table = pq.read_table(store.folder / "trials.parquet")
-    digests = ["0" * 32, *table["digest"].to_pylist()[1:]]
-    table = table.set_column(table.schema.get_field_index("digest"), "digest", pa.array(digests))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    rewrite(store, "trials.parquet", sink.getvalue().to_pybytes())
+    rewrite_trials(store, "digest", lambda digests: ["0" * 32, *digests[1:]])
     found = verify_store(store.path)
     assert any("fingerprints" in p.message for p in found)
     assert any(p.trials == ("t0000",) for p in found)
@@ -360,41 +310,105 @@ def test_another_label_is_not_what_the_trials_digest_promises(tmp_path):
 
 def test_swapped_class_names_are_not_what_the_trials_digests_promise(tmp_path):
     store = make_store(tmp_path, [6, 7], target=CLASSES, labels=[0, 1])
-    path = store.folder / "dataset.json"
-    path.write_bytes(path.read_bytes().replace(b'["push","pull"]', b'["pull","push"]'))
+    sign_again(store, "target", "classes", to=["pull", "push"])
     found = verify_store(tmp_path)
     assert any(p.trials == ("t0000", "t0001") for p in found)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="verify.py:216: a class code that `classes` lacks is an IndexError, not a problem",
-)
-def test_a_class_code_that_no_class_has_is_a_problem_not_a_crash(tmp_path):
-    store = make_store(tmp_path, [6, 7], target=CLASSES, labels=[0, 1])
-    rewrite_index(store, label=lambda label: label + 1)
-    assert verify_store(tmp_path)
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="verify.py:216: classes[int(label)] takes -1 for the last class, 0.5 for the first, so "
-    "codes that a loss function cannot take pass",
-)
-@pytest.mark.parametrize("codes", [[0, -1], [0.5, 1.5]])
-def test_a_class_code_that_only_python_takes_for_one_is_a_problem(tmp_path, codes):
+@pytest.mark.parametrize("codes", [[1, 2], [0, -1], [0.5, 1.5], [0, float("inf")]])
+def test_a_label_that_is_no_code_of_a_class_is_a_problem(tmp_path, codes):
     store = make_store(tmp_path, [6, 7], target=CLASSES, labels=[0, 1])
     rewrite_index(store, label=lambda label: np.array(codes, np.float32))
+    found = [str(problem) for problem in verify_store(tmp_path)]
+    assert any("code of a class" in line for line in found), found
+
+
+def test_a_label_that_is_gone_is_not_what_the_trials_digest_promises(tmp_path):
+    store = make_store(tmp_path, [6, 7], target=CLASSES, labels=[0, 1])
+    rewrite_index(store, label=lambda label: np.array([0, np.nan], np.float32))
+    (problem,) = verify_store(tmp_path)
+    assert problem.trials == ("t0001",)
+
+
+def with_attributes(store, texts):
+    """Add the column `attributes` that says each trial's class in words."""
+    table = pq.read_table(store.folder / "trials.parquet")
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.append_column("attributes", pa.array([{"kind": text} for text in texts])), sink
+    )
+    rewrite(store, "trials.parquet", sink.getvalue().to_pybytes())
+
+
+def test_a_trial_that_lost_its_label_but_says_its_class_is_a_problem(tmp_path):
+    store = make_store(tmp_path, [6, 7], target=CLASSES, labels=[0, 1])
+    with_attributes(store, ["push", "pull"])
+    assert verify_store(tmp_path) == []
+    rewrite_index(store, label=lambda label: np.array([0, np.nan], np.float32))
     assert verify_store(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="verify.py:95: weights are in no digest and no fingerprint and unchecked, so a store "
-    "with other, even NaN, weights has the same identity though it trains another model",
+def test_a_target_of_values_may_have_any_label_or_none(tmp_path):
+    target = TargetSchema("per_trial", ("mass",))
+    make_store(tmp_path, [6, 7, 8], target=target, labels=[-2.5, 1e30, 7.0])
+    assert verify_store(tmp_path) == []
+
+
+def rewrite_trials(store, name, change):
+    table = pq.read_table(store.folder / "trials.parquet")
+    column = pa.array(change(table[name].to_pylist()), table.schema.field(name).type)
+    sink = pa.BufferOutputStream()
+    table = table.set_column(table.schema.get_field_index(name), name, column)
+    pq.write_table(table, sink)
+    rewrite(store, "trials.parquet", sink.getvalue().to_pybytes())
+
+
+def test_a_trial_with_another_id_in_the_cold_index_is_a_problem(store):
+    rewrite_trials(store, "id", lambda ids: [*ids[:-1], "zzz"])
+    found = [str(problem) for problem in verify_store(store.path)]
+    assert any("its ids are not those of index.arrow" in line for line in found), found
+
+
+@pytest.mark.parametrize("name", ["id", "digest"])
+def test_a_null_in_the_cold_index_is_a_problem_not_a_crash(store, name):
+    rewrite_trials(store, name, lambda values: [None, *values[1:]])
+    assert verify_store(store.path)
+
+
+def sign_again(store, *path, to):
+    """Let the manifest say something else, and sign it."""
+    file = store.folder / "dataset.json"
+    document = json.loads(file.read_bytes())
+    node = document
+    for part in path[:-1]:
+        node = node[part]
+    assert node[path[-1]] != to
+    node[path[-1]] = to
+    file.write_bytes(canonical_json(sign(document)) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("counts", "trials"), 5),
+        (("counts", "rows"), 21),
+        (("counts", "windows"), {"train": 1}),
+        (("shards", 0, "n_trials"), 3),
+        (("fingerprint",), "0" * 64),
+        (("fingerprints", "train"), "0" * 64),
+        (("windows", "stride"), 1),
+        (("windows", "horizon"), 2),
+        (("channels", 0, "name"), "c0_"),
+        (("channels", 0, "unit"), "km"),
+        (("normalization", "method"), "robust"),
+        (("target", "columns"), ["c1"]),
+    ],
+    ids=str,
 )
-def test_a_weight_that_cannot_be_is_a_problem(store):
-    rewrite_index(store, weight=lambda weight: weight * np.float32("nan"))
+def test_a_signed_promise_that_the_version_does_not_keep_is_a_problem(store, path, to):
+    if path == ("target", "columns") or path[:2] == ("channels", 0):
+        sign_again(store, "target", "columns", to=["c2"])
+    sign_again(store, *path, to=to)
     assert verify_store(store.path)
 
 
