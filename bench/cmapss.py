@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.build import build
 from training import TrainConfig, evaluate, train
+from training.memory import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / "data" / "cmapss"
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=5)
     n_seeds = parser.parse_args().seeds
+    keep_freed_memory()
     if not (DATA / "raw" / "cmapss_trials" / "FD001").is_dir():
         sys.exit("no C-MAPSS files; data/cmapss/README.md says how to get them")
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,11 +25,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from loaders import TrialStream
-from shards import Store, WindowSpec
+from shards import Store, TrialShardsError, WindowSpec
 from shards.identity import trial_digest
 from shards.manifest import Channel, TargetSchema
 from shards.version import QUARANTINE_SCHEMA, VersionDraft, publish_version
-from shards.writer import list_versions, write_shard
+from shards.writer import write_shard
 
 HERE = Path(__file__).parent
 BATCH, LENGTH, STRIDE, CHANNELS = 256, 128, 16, 16
@@ -59,8 +60,10 @@ def make_trials(n_trials: int) -> list[np.ndarray[Any, Any]]:
 
 def make_store(path: Path, trials: list[np.ndarray[Any, Any]], n_shards: int) -> Store:
     """Write the trials into a store, unless it is there from an earlier run."""
-    if list_versions(path):
+    try:
         return Store(path)
+    except TrialShardsError:  # not there, or of an earlier format
+        shutil.rmtree(path, ignore_errors=True)
     rows, shards = [], []
     for members in np.array_split(np.arange(len(trials)), n_shards):
         entry = write_shard(path, {"values": np.concatenate([trials[i] for i in members])}, 1)

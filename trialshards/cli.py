@@ -90,7 +90,8 @@ def verify(store: Path, version: str | None) -> None:
         click.echo(str(problem), err=True)
     if problems:
         advice = "Restore these files from a copy, or delete their shards and build again."
-        raise click.ClickException(f"{store}: {len(problems)} problems. {advice}")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise click.ClickException(f"{store}: {count}. {advice}")
     click.echo(f"{store}: every byte is as promised.")
 
 

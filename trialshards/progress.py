@@ -31,7 +31,7 @@ def build_progress() -> Iterator[Callable[[BuildProgress], None]]:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TextColumn("{task.fields[files]}"),
-        TextColumn("left"),
+        TextColumn("eta"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )

@@ -54,23 +54,30 @@ def print_store(store: Store) -> None:
     """Print a store for a person."""
     console, about = Console(), describe_store(store)
     window, target = about["windows"], about["target"]
-    console.print(f"[bold]{about['name']}[/] {about['version']}  {store.path}", highlight=False)
-    console.print(f"fingerprint {about['fingerprint']}", highlight=False)
+    console.print(
+        f"[bold]{about['name']}[/] {about['version']}  {store.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"fingerprint {about['fingerprint']}", highlight=False, soft_wrap=True)
     console.print(
         f"{about['n_files']:,} files = {about['n_trials']:,} trials + "
         f"{about['n_quarantined']:,} quarantined + {about['n_ignored']:,} ignored",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"{about['n_rows']:,} rows x {len(about['channels'])} channels "
         f"({', '.join(about['channels'])}); {about['n_bytes'] / 2**20:,.1f} MiB in "
         f"{about['n_shards']} shards",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"windows of {window['length']} every {window['stride']}; target {target['kind']}: "
         f"{', '.join(target['columns'])}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(_split_table(about["splits"]))
     _print_lookahead(console, about["normalization"].get("lookahead", []))
@@ -84,12 +91,13 @@ def print_build(report: BuildReport) -> None:
     console = Console()
     print_store(Store(report.store, report.version))
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
     said = "published" if report.published else "unchanged, nothing published:"
     rate = report.counts["source_bytes"] / 1e6 / max(report.seconds, 1e-9)
     console.print(
         f"{said} {report.version} in {report.seconds:.1f} s ({rate:,.0f} MB/s of source)",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -104,11 +112,13 @@ def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluat
         f"{result.status} after {result.epochs} epochs, {result.steps:,} steps, "
         f"{result.seconds:.0f} s; best epoch {result.best_epoch}{best}",
         highlight=False,
+        soft_wrap=True,
     )
     where = "last row of each trial" if evaluation.at == "last" else "every window"
     console.print(
         f"{evaluation.split} split, {where}, {evaluation.n_trials:,} trials, physical units:",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(_error_table(evaluation, _units(config)))
     console.print(f"store        {config.store}", highlight=False, soft_wrap=True)
@@ -154,7 +164,7 @@ def _split_table(splits: dict[str, dict[str, Any]]) -> Table:
 
 def _print_lookahead(console: Console, lookahead: list[str]) -> None:
     for sentence in lookahead:
-        console.print(f"looks ahead inside a trial: {sentence}", highlight=False)
+        console.print(f"looks ahead inside a trial: {sentence}", highlight=False, soft_wrap=True)
 
 
 def _print_quarantine(console: Console, rows: list[dict[str, Any]]) -> None:
