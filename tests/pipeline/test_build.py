@@ -29,6 +29,8 @@ from trialfolders import (
 )
 
 from pipeline.build import Progress, build
+from pipeline.recipe import Recipe
+from pipeline.spec import load_spec
 from shards import CommitConflictError, Store
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
 from shards.verify import verify_store
@@ -204,14 +206,6 @@ def test_dropped_rows_are_counted_and_targets_stay_beside_their_values(tmp_path:
     assert counts["rows_dropped"] == {"missing_values": 1}
 
 
-FLOAT32 = pytest.mark.xfail(
-    strict=True,
-    reason="prepare._prepare rounds to float32 without a look: a value or label beyond 3.4e38 "
-    "is finite in the file and infinite in the store, which verify_store then calls broken",
-)
-
-
-@FLOAT32
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("column", ["x", "y"])
 def test_a_value_beyond_float32_is_refused(column: str, tmp_path: Path):
@@ -221,16 +215,14 @@ def test_a_value_beyond_float32_is_refused(column: str, tmp_path: Path):
         write_trial(tmp_path, name, values)
     sections = {"channels": ["x"], "normalize": {"method": "none"}, **PER_STEP}
     report = build(write_spec(tmp_path, max_quarantined=0.5, **sections), tmp_path / "store")
-    assert [refusal.source for refusal in report.refusals] == ["raw/b.csv"]
+    assert [(r.source, r.code, r.column) for r in report.refusals] == [
+        ("raw/b.csv", "beyond_float32", column)
+    ]
+    assert "row 2" in report.refusals[0].message
     assert verify_store(tmp_path / "store") == []
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.xfail(
-    strict=True,
-    reason="a train scale below 2.9e-39 has an infinite float32 inverse (Store.delivery_affine): "
-    "0 * inf is NaN; fit_train should treat such a channel as constant",
-)
 def test_a_spread_too_small_for_float32_is_delivered_finite(tmp_path: Path):
     write_trial(tmp_path, "a", {"x": [1e-45, 0.0, 1e-42], "y": [1.0, 2.0, 3.0]})
     spec = write_spec(
@@ -240,6 +232,34 @@ def test_a_spread_too_small_for_float32_is_delivered_finite(tmp_path: Path):
     )
     _, store = build_checked(spec, tmp_path / "store")
     assert np.isfinite(delivered(store)["a"]).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a train affine may take finite values beyond float32: fit_train and "
+    "normalize._defined do not ask how far values of any split are from the offset in units of "
+    "the scale, and Store.delivery_affine delivers infinity. verify_store finds nothing",
+)
+@pytest.mark.parametrize(
+    ("method", "train", "test"),
+    [
+        ("minmax", [-3e38, 3e38, 0.0], [0.0]),
+        ("zscore", [1e-20, 2e-20, 4e-20, 5e-20], [1e20]),
+        ("minmax", [1e-20, 2e-20, 4e-20, 5e-20], [1e20]),
+        ("robust", [1e-20, 2e-20, 4e-20, 5e-20], [1e20]),
+    ],
+    ids=["wide", "glitch-zscore", "glitch-minmax", "glitch-robust"],
+)
+def test_what_is_stored_finite_is_delivered_finite(
+    method: str, train: list[float], test: list[float], tmp_path: Path
+):
+    for name, x in {"g0/t1": train, "g2/t2": test}.items():
+        write_trial(tmp_path, name, {"x": x, "y": [float(n) for n in range(len(x))]})
+    spec = write_spec(tmp_path, normalize={"method": method, "scope": "train"}, **GROUPED)
+    _, store = build_checked(spec, tmp_path / "store")
+    assert all(np.isfinite(rows).all() for rows in delivered(store).values())
 
 
 # --- windows ----------------------------------------------------------------------------------
@@ -369,7 +389,7 @@ def test_value_labels_are_numbers_with_the_statistics_of_train(tmp_path: Path):
         (["inf"] * 3, "label_not_a_number"),
         (["1", "1", "2"], "attribute_not_constant"),
         (["", "", ""], "attribute_not_constant"),
-        pytest.param(["1e39"] * 3, "label_not_a_number", marks=FLOAT32),
+        (["1e39"] * 3, "label_not_a_number"),
     ],
 )
 def test_a_label_that_cannot_be_used_refuses_its_trial(label: list[str], code: str, tmp_path: Path):
@@ -426,23 +446,58 @@ def test_one_class_is_an_error(tmp_path: Path):
     spec = write_spec(
         tmp_path, windows=per_trial("activity"), attributes={"activity": {"column": "label"}}
     )
-    with pytest.raises(InvalidSpecError, match=r"'activity' has the only value 'run'.*two classes"):
+    with pytest.raises(InvalidSpecError, match=r"'activity' has the values \['run'\].*two classes"):
         build(spec, tmp_path / "store")
     assert list_versions(tmp_path / "store") == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=KeyError,
-    reason="prepare.Recipe.layout takes a column that is an attribute out of the numeric ones, "
-    "also when it is a channel: prepare._columns then raises KeyError, a traceback",
+@pytest.mark.parametrize(("train", "found"), [(["run", "run"], r"\['run'\]"), ([], r"\[\]")])
+def test_one_class_among_the_train_trials_is_an_error_whatever_the_others_are(
+    train: list[str], found: str, tmp_path: Path
+):
+    labels = {"g2/c": "walk", "g2/d": "run", **{f"g0/{n}": name for n, name in enumerate(train)}}
+    label_folder(tmp_path, {name: [label] * 2 for name, label in labels.items()})
+    spec = write_spec(
+        tmp_path,
+        source={"trial_id": r"(?P<group>g\d)/\w+"},
+        split=BY_FOLDER,
+        windows=per_trial("activity"),
+        attributes={"activity": {"column": "label"}},
+    )
+    with pytest.raises(InvalidSpecError, match=rf"values {found} among the train trials"):
+        build(spec, tmp_path / "store")
+    assert list_versions(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize(
+    ("attributes", "trial_id"),
+    [
+        ({"kg": {"column": "y"}}, None),  # the column of an attribute is text, a channel numbers
+        ({"y": {"column": "mass"}}, None),
+        ({"goal": {"column": "mass"}}, None),
+        ({"t": {"column": "mass"}}, None),
+        ({"y": {"table": "masses.csv", "trial_id": "{name}", "column": "mass"}}, None),
+        ({}, r"(?P<x>\w+)\.csv"),
+    ],
+    ids=["column", "channel", "target", "time", "table", "path"],
 )
-def test_a_channel_may_also_be_read_as_an_attribute(tmp_path: Path):
-    for name, y in {"a": 2.0, "b": 3.0}.items():
-        write_trial(tmp_path, name, {"x": [1.0, 2.0], "y": [y, y]})
-    spec = write_spec(tmp_path, attributes={"kg": {"column": "y"}}, normalize={"method": "none"})
-    _, store = build_checked(spec, tmp_path / "store")
-    assert store.trial_rows(1).tolist() == [[1, 3], [2, 3]]
+def test_a_name_is_a_channel_target_or_time_or_else_an_attribute(
+    attributes: dict[str, Any], trial_id: str | None, tmp_path: Path
+):
+    names = ("t", "x", "y", "goal", "mass")
+    write_trial(tmp_path, "a", {name: [1.0, 2.0] for name in names})
+    target = {"kind": "per_step", "columns": ["goal"], "channels": None}
+    spec = write_spec(
+        tmp_path,
+        source={"time": "t", "trial_id": trial_id},
+        attributes=attributes,
+        windows={"target": target},
+    )
+    with pytest.raises(InvalidSpecError, match=r"is both an attribute .* and a channel, target or"):
+        Recipe(load_spec(spec)).check()
+    with pytest.raises(InvalidSpecError, match="is both an attribute"):
+        build(spec, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 # --- splits without train ---------------------------------------------------------------------
@@ -533,30 +588,20 @@ def test_many_refusals_are_counted_and_the_first_are_shown(tmp_path: Path):
     assert list_versions(tmp_path / "store") == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="build._check_quarantine divides by all matched paths, the ignored ones too: hidden "
-    "files hide a share of refusals above max_quarantined",
-)
 def test_ignored_files_do_not_dilute_the_share_of_refusals(tmp_path: Path):
     write_trials(tmp_path, 10)
     spoil(tmp_path, "g0/t03", "x,y\n1,two\n")
     for number in range(20):
         spoil(tmp_path, f"g0/.hidden{number}", "")
-    with pytest.raises(TooManyQuarantinedError):
+    with pytest.raises(TooManyQuarantinedError, match=r"1 of 10 files were refused \(10\.0%"):
         build(write_spec(tmp_path, max_quarantined=0.09), tmp_path / "store")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="build._check_quarantine compares with all matched paths: one hidden file lets a build "
-    "without any trial through, and pyarrow then says 'Must pass at least one table'",
-)
 def test_a_build_without_any_trial_is_refused_in_a_sentence(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     spoil(tmp_path, "a", "x,y\n1,two\n")
     spoil(tmp_path, ".hidden", "")
-    with pytest.raises(TooManyQuarantinedError):
+    with pytest.raises(TooManyQuarantinedError, match=r"1 of 1 files were refused"):
         build(write_spec(tmp_path, max_quarantined=1.0), tmp_path / "store")
 
 
@@ -603,7 +648,7 @@ def test_of_two_builds_at_once_the_later_one_is_told(tmp_path: Path):
             inner.append("running")
             inner.append(build(spec, store).version)
 
-    with pytest.raises(CommitConflictError, match=r"v0001 was committed by another build.*again"):
+    with pytest.raises(CommitConflictError, match=r"v0001 was committed by somebody else.*again"):
         build(spec, store, on_progress=meanwhile)
     assert inner == ["running", "v0001"]
     assert verify_store(store) == []
@@ -625,12 +670,6 @@ def test_progress_grows_to_all_files_and_bytes(tmp_path: Path, monkeypatch: pyte
     assert seen[-1] == Progress(9, 9, n_bytes, n_bytes)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="shards are named by their rows alone, so two trials with equal rows in shards of "
-    "their own share one: verify._check_index calls that an overlap, and the manifest's n_trials "
-    "of the shard is wrong",
-)
 @pytest.mark.parametrize("shards", [{"target_bytes": 1}, {"buckets": 64}], ids=str)
 def test_two_trials_with_the_same_rows_are_two_trials(shards: dict[str, int], tmp_path: Path):
     for name in "abcdef":
@@ -638,6 +677,11 @@ def test_two_trials_with_the_same_rows_are_two_trials(shards: dict[str, int], tm
     _, store = build_checked(write_spec(tmp_path, shards=shards), tmp_path / "store")
     assert ids_of(store) == list("abcdef")
     assert sum(shard.n_trials for shard in store.manifest.shards) == 6
+    # Equal content is one shard: it is on the disk once, whoever wrote it.
+    on_disk = sorted(path.name for path in (tmp_path / "store" / "shards").iterdir())
+    assert on_disk == sorted({shard.digest for shard in store.manifest.shards})
+    assert len(on_disk) < 6
+    assert len({rows.tobytes() for rows in delivered(store).values()}) == 1
 
 
 # --- the sample data of this repository -------------------------------------------------------
@@ -689,8 +733,9 @@ def test_without_leave_the_broken_files_stop_the_build(
 @pytest.mark.skipif(not CMAPSS.is_file(), reason=f"the C-MAPSS archive is not at {CMAPSS}")
 def test_cmapss_fd001_has_its_published_counts_and_lives(tmp_path: Path):
     with tarfile.open(CMAPSS) as archive:
-        members = [m for m in archive if m.name.startswith("cmapss_trials/FD001/")]
-        archive.extractall(tmp_path / "raw", members, filter="data")
+        for member in archive:  # in one pass: to go back is to decompress from the start
+            if member.name.startswith("cmapss_trials/FD001/"):
+                archive.extract(member, tmp_path / "raw", filter="data")
     spec = shutil.copy(ROOT / "data" / "cmapss" / "fd001.yaml", tmp_path / "dataset.yaml")
     report, store = build_checked(Path(spec), tmp_path / "store")
     assert report.refusals == ()

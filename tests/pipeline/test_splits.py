@@ -116,7 +116,10 @@ def test_a_group_is_never_cut(subjects: list[int], method: str, carve: bool, see
 
 
 def test_an_unknown_attribute_is_refused_with_what_there_is():
-    with pytest.raises(InvalidSpecError, match=r"split\.by: no attribute 'subjct'.*has: arm, day"):
+    with pytest.raises(
+        InvalidSpecError,
+        match=r"split\.by: 1 of 1 trials have no attribute 'subjct', such as 'a'.*has: arm, day",
+    ):
         assign(["a"], {"day": ["1"], "arm": ["x"]}, by="subjct")
     with pytest.raises(InvalidSpecError, match=r"split\.attribute: .*has: none.*trial_id"):
         assign(["a"], method="attribute", attribute="part")
@@ -184,18 +187,27 @@ def test_names_map_values_and_an_unknown_value_is_refused():
     }
     with pytest.raises(InvalidSpecError, match=r"'day' has the value '4'.*known: 1, 2, 3"):
         assign(["a"], {"day": ["4"]}, **spec)
-    with pytest.raises(InvalidSpecError, match=r"has the value ''"):
-        assign(["a"], {"day": [None]}, **spec)
+    with pytest.raises(
+        InvalidSpecError,
+        match=r"split\.attribute: 1 of 2 trials have no attribute 'day', such as 'b'",
+    ):
+        assign(["a", "b"], {"day": ["1", None]}, **spec)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="splits._column turns a missing attribute into '', and splits._named makes a split "
-    "called '' of it: a trial that says nothing should be refused, or the build",
+@pytest.mark.parametrize(
+    ("where", "spec"),
+    [
+        ("split.attribute", {"method": "attribute", "attribute": "part"}),
+        ("split.by", {"by": "part"}),
+        ("split.by", {"by": "part", "method": "exact"}),
+    ],
 )
-def test_a_trial_without_the_attribute_has_no_split():
-    with pytest.raises(InvalidSpecError):
-        assign(["a", "b"], {"part": ["train", None]}, method="attribute", attribute="part")
+def test_a_trial_without_the_attribute_has_no_split(where: str, spec: dict[str, str]):
+    with pytest.raises(
+        InvalidSpecError,
+        match=rf"{where}: 2 of 3 trials have no attribute 'part', such as 'b'; .*has: day, part",
+    ):
+        assign(["a", "b", "c"], {"part": ["train", None, None], "day": ["1", "2", None]}, **spec)
 
 
 # --- validation -------------------------------------------------------------------------------
@@ -222,6 +234,27 @@ def test_validation_has_its_share_and_is_independent_of_the_split():
     assert set(sides.values()) == {"train", "val", "test"}
     everything = assign(names, **spec, validation={"fraction": 1.0})
     assert all(everything[name] == "val" for name in train)
+
+
+@pytest.mark.parametrize("method", ["hash", "exact"])
+def test_validation_of_a_split_that_the_specification_lacks_is_refused_in_it(method: str):
+    with pytest.raises(ValueError, match=r"validation\.of: got 'dev'; wanted one of train, test"):
+        SplitSpec.model_validate(
+            {
+                "method": method,
+                "fractions": {"train": 0.5, "test": 0.5},
+                "validation": {"of": "dev"},
+            }
+        )
+
+
+def test_validation_of_a_split_that_the_data_lack_is_refused_when_they_are_known():
+    spec = {"method": "attribute", "attribute": "part", "validation": {"of": "dev"}}
+    with pytest.raises(
+        InvalidSpecError, match=r"validation\.of: no trial is in split 'dev'.*test, train"
+    ):
+        assign(["a", "b"], {"part": ["train", "test"]}, **spec)
+    assert set(assign(["a"], {"part": ["dev"]}, **spec).values()) <= {"dev", "val"}
 
 
 @given(ids, ids)
