@@ -166,25 +166,24 @@ class WindowGather:
             All tensors of `Batch` by name.
         """
         places, weights = draws.filled(size)
-        tensors = torch.from_numpy(places).unbind(0)
         short: list[int] = []
         if self._any_short or size > len(draws.weights):
             short = np.flatnonzero(places[3] < self._spec.length).tolist()
         return {
-            "values": self._copy_values(places, tensors[4], short),
-            "targets": self._copy_targets(places, tensors[5], short),
+            "values": self._copy_values(places, short),
+            "targets": self._copy_targets(places, short),
             "observed": self._copy_observed(places, short),
             "valid": _cut(np.ones((size, self._spec.length), np.bool_), places[3], short, False),
-            "lengths": tensors[3],
+            "lengths": torch.from_numpy(places[3]),
             "weights": torch.from_numpy(weights),
-            "trial": tensors[1],
-            "start": tensors[2],
+            "trial": torch.from_numpy(places[1]),
+            "start": torch.from_numpy(places[2]),
         }
 
-    def _copy_values(self, places: Int64, element: Tensor, short: list[int]) -> Tensor:
-        shape = (len(element), self._spec.length, self._values.n_columns)
+    def _copy_values(self, places: Int64, short: list[int]) -> Tensor:
+        shape = (places.shape[1], self._spec.length, self._values.n_columns)
         out = self._pool.take(shape, "float32")
-        rows = self._values.copy(element, out)
+        rows = self._values.copy(torch.from_numpy(places[4]), out)
         if self._affine is not None:
             offset, inv_scale = self._affine
             rows.sub_(offset).mul_(inv_scale)  # two roundings: SPEC section 5
@@ -192,23 +191,23 @@ class WindowGather:
             torch.nan_to_num_(rows, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         return _cut(out, places[3], short, 0)
 
-    def _copy_targets(self, places: Int64, ahead: Tensor, short: list[int]) -> Tensor:
+    def _copy_targets(self, places: Int64, short: list[int]) -> Tensor:
         if self._target.kind == "forecast":
-            return self._copy_forecast(places, ahead)
+            return self._copy_forecast(places)
         if self._targets is None:
             return self._labels(places)
-        shape = (len(ahead), self._spec.length, self._targets.n_columns)
+        shape = (places.shape[1], self._spec.length, self._targets.n_columns)
         out = self._pool.take(shape, "float32")
         self._targets.copy(torch.from_numpy(self._targets.locate(places[0], places[2])), out)
         return _cut(out, places[3], short, np.nan)
 
-    def _copy_forecast(self, places: Int64, ahead: Tensor) -> Tensor:
+    def _copy_forecast(self, places: Int64) -> Tensor:
         if self._offsets.size <= FEW:
             chosen = self._values.pick(places[5][:, None, None] + self._offsets)
         else:
-            shape = (len(ahead), self._spec.steps, self._values.n_columns)
+            shape = (places.shape[1], self._spec.steps, self._values.n_columns)
             rows = np.empty(shape, np.float32)
-            self._values.copy(ahead, rows)
+            self._values.copy(torch.from_numpy(places[5]), rows)
             chosen = rows.take(self._columns, axis=2)
         targets = torch.from_numpy(chosen)
         if self._column_affine is not None:

@@ -19,6 +19,7 @@ from pipeline.normalize import (
     coarse_channels,
     identity_affine,
     merge_moments,
+    overflowing_channels,
 )
 from pipeline.sections import PerTrialTarget
 from pipeline.spec import DatasetSpec
@@ -61,6 +62,7 @@ def fit_train(
     merged = merge_moments(stack_moments(train))
     if normalization_scope(spec) == "train":
         affine = _train_affine(spec, merged, train, shards, store)
+        _refuse_overflow(spec, affine, trials)
         fit["normalize"] |= {
             "offset": affine.offset.tolist(),
             "scale": affine.scale.tolist(),
@@ -100,6 +102,20 @@ def _train_affine(
             spec.normalize.method, {name: column[:n_channels] for name, column in merged.items()}
         )
     return _quartiles(train, shards, store)
+
+
+def _refuse_overflow(spec: DatasetSpec, affine: Affine, trials: pa.Table) -> None:
+    """Refuse values of any split that the train trials' scale would make infinite."""
+    moments = stack_moments(trials)
+    n = len(spec.channels)
+    low = np.nanmin(moments["min"][:, :n], axis=0, initial=np.inf)
+    high = np.nanmax(moments["max"][:, :n], axis=0, initial=-np.inf)
+    for place in np.flatnonzero(overflowing_channels(affine, low, high) & (low <= high)).tolist():
+        raise InvalidSpecError(
+            f"channel {spec.channels[place].name!r} reaches from {low[place]:g} to "
+            f"{high[place]:g}, beyond float32 in units of the train trials' scale "
+            f"{affine.scale[place]:g}. Correct those files, or use normalize.scope: trial."
+        )
 
 
 def _quartiles(train: pa.Table, shards: Sequence[ShardEntry], store: Path) -> Affine:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.trials import Float32, Float64
+from pipeline.trials import Bool, Float32, Float64
 
 VERSION = 1
 _LARGEST = 1e30
@@ -115,7 +115,7 @@ def affine_from_values(values: Float64) -> Affine:
     affine = _defined(quartiles[1], quartiles[2] - quartiles[0])
     # An impulse among values that are all but equal: in units of their spread it is infinite.
     reach = np.nanmax(np.abs(values - affine.offset), axis=0, initial=0.0)
-    return Affine(affine.offset, np.where(affine.scale * _LARGEST > reach, affine.scale, 1.0))
+    return Affine(affine.offset, np.where(affine.scale * _LARGEST > reach, affine.scale, reach))
 
 
 def trial_affine(method: str, values: Float64, moments: Mapping[str, Float64]) -> Affine:
@@ -135,6 +135,13 @@ def _defined(offset: Float64, scale: Float64) -> Affine:
     """A constant channel has no scale and an empty one no offset: they become 0, and stay NaN."""
     usable = np.isfinite(scale) & (scale > _SMALLEST)
     return Affine(np.where(np.isfinite(offset), offset, 0.0), np.where(usable, scale, 1.0))
+
+
+def overflowing_channels(affine: Affine, low: Float64, high: Float64) -> Bool:
+    """Return, per channel, whether float32 delivery of values in [low, high] is infinite."""
+    reach = np.maximum(np.abs(low - affine.offset), np.abs(high - affine.offset))
+    largest = float(np.finfo(np.float32).max)
+    return np.asarray((reach >= largest) | (reach / affine.scale >= largest))
 
 
 def coarse_channels(merged: Mapping[str, Float64], tolerance: float = 1e-3) -> Float64:

@@ -43,6 +43,21 @@ class Recipe:
     @cached_property
     def layout(self) -> DelimitedLayout:
         """How the files are written, and which columns are needed of them."""
+        source = self.spec.source
+        numeric, text = self._wanted_columns()
+        return DelimitedLayout(
+            delimiter=source.resolved_delimiter(),
+            header=source.header,
+            names=source.columns,
+            numeric=numeric,
+            text=text,
+            comment=source.comment,
+            nulls=source.nulls,
+            final_newline=source.final_newline,
+        )
+
+    def _wanted_columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the numeric and the text columns that the files must have."""
         source, attributes = self.spec.source, set(self.spec.attributes)
         wanted = [*self.channels, *self.spec.target_columns()]
         if source.time is not None:
@@ -50,16 +65,7 @@ class Recipe:
         wanted = [name for name in wanted if name not in self.expressions]
         wanted += sorted(source_columns(self.expressions) - attributes - self._path_groups())
         text = tuple(dict.fromkeys(self.column_attributes.values()))
-        return DelimitedLayout(
-            delimiter=source.resolved_delimiter(),
-            header=source.header,
-            names=source.columns,
-            numeric=tuple(name for name in dict.fromkeys(wanted) if name not in text),
-            text=text,
-            comment=source.comment,
-            nulls=source.nulls,
-            final_newline=source.final_newline,
-        )
+        return tuple(name for name in dict.fromkeys(wanted) if name not in text), text
 
     def _path_groups(self) -> set[str]:
         return set(re.compile(self.spec.source.trial_id or "").groupindex)
@@ -95,15 +101,16 @@ class Recipe:
                 f"{twice[0]!r} is both an attribute (or the column of one) and a channel, target "
                 "or time column. Name the attribute otherwise, or drop the channel."
             )
-        if not self.layout.numeric:
+        numeric, text = self._wanted_columns()
+        if not numeric:
             raise InvalidSpecError(
                 "no number is read from the files: all channels are derived from attributes. "
                 "Name a column of the files in channels or derive."
             )
-        needed = {*self.layout.numeric, *self.layout.text}
-        if not spec.source.header and not needed <= set(spec.source.columns):
-            lacking = min(needed - set(spec.source.columns))
-            raise InvalidSpecError(
-                f"source.columns: {lacking!r} is needed but not listed; got: "
-                f"{', '.join(spec.source.columns)}."
-            )
+        listed = spec.source.columns
+        for name in [] if spec.source.header else [*numeric, *text]:
+            if listed.count(name) != 1:
+                raise InvalidSpecError(
+                    f"source.columns: {name!r} is needed and listed {listed.count(name)} times; "
+                    f"wanted once. Got: {', '.join(listed)}."
+                )

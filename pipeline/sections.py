@@ -48,7 +48,7 @@ class SourceSpec(Model):
     """Glob below the folder of `dataset.yaml`, `**` for any depth."""
     format: Literal["csv", "tsv", "psv", "blank", "delimited"] | None = None
     """None: by the suffix of the glob."""
-    delimiter: Annotated[str, Field(pattern=r'^[^\x80-\U0010ffff"\r\n]$')] | None = None
+    delimiter: Annotated[str, Field(pattern=r'^[^\x00\x80-\U0010ffff"\r\n]$')] | None = None
     header: bool = True
     columns: tuple[str, ...] = ()
     """Column names of files without a header."""
@@ -74,7 +74,10 @@ class SourceSpec(Model):
     @model_validator(mode="after")
     def _consistent(self) -> SourceSpec:
         if self.header == bool(self.columns):
-            raise ValueError("wanted either a header in the files or 'columns' here, not both.")
+            field = "columns" if self.columns else "header"
+            raise ValueError(
+                f"{field}: wanted either a header in the files or 'columns', not both."
+            )
         if Path(self.files).is_absolute() or ".." in Path(self.files).parts:
             raise ValueError(f"files: got {self.files!r}; wanted a glob below this file's folder.")
         return self

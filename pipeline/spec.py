@@ -52,7 +52,8 @@ class DatasetSpec(Model):
         names = [channel.name for channel in self.channels]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"channels: {twice[0]!r} is listed twice; keep one.")
+            place = len(names) - 1 - names[::-1].index(twice[0])
+            raise ValueError(f"channels.{place}: {twice[0]!r} is listed twice; keep one.")
         target = self.windows.target
         if isinstance(target, ForecastTarget):
             unknown = [name for name in target.channels if name not in names]

@@ -109,7 +109,8 @@ def _explain(path: Path, root: yaml.Node | None, model: type[Any], error: Any) -
         # A rule between fields begins with the field to blame, as seen from where it is checked.
         blamed = re.match(r"([a-z_]\w*(?:\.\w+)*): (?=\S)", message)
         if blamed and blamed[1].split(".")[0] in _known_fields(model, location):
-            location = (*location, *blamed[1].split("."))
+            parts = blamed[1].split(".")
+            location = (*location, *(int(p) if p.isdigit() else p for p in parts))
             where = ".".join(map(str, location))
             message = message[blamed.end() :]
         return f"{path}:{_line_of(root, location)}: {where}: {message}"

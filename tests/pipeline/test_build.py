@@ -235,13 +235,6 @@ def test_a_spread_too_small_for_float32_is_delivered_finite(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a train affine may take finite values beyond float32: fit_train and "
-    "normalize._defined do not ask how far values of any split are from the offset in units of "
-    "the scale, and Store.delivery_affine delivers infinity. verify_store finds nothing",
-)
 @pytest.mark.parametrize(
     ("method", "train", "test"),
     [
@@ -252,14 +245,17 @@ def test_a_spread_too_small_for_float32_is_delivered_finite(tmp_path: Path):
     ],
     ids=["wide", "glitch-zscore", "glitch-minmax", "glitch-robust"],
 )
-def test_what_is_stored_finite_is_delivered_finite(
+def test_what_would_be_delivered_infinite_is_refused(
     method: str, train: list[float], test: list[float], tmp_path: Path
 ):
     for name, x in {"g0/t1": train, "g2/t2": test}.items():
         write_trial(tmp_path, name, {"x": x, "y": [float(n) for n in range(len(x))]})
     spec = write_spec(tmp_path, normalize={"method": method, "scope": "train"}, **GROUPED)
-    _, store = build_checked(spec, tmp_path / "store")
-    assert all(np.isfinite(rows).all() for rows in delivered(store).values())
+    with pytest.raises(
+        InvalidSpecError, match=r"channel 'x' reaches .* beyond float32 .*scope: trial"
+    ):
+        build(spec, tmp_path / "store")
+    assert list_versions(tmp_path / "store") == []
 
 
 # --- windows ----------------------------------------------------------------------------------

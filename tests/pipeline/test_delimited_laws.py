@@ -168,7 +168,7 @@ def test_a_damaged_file_is_refused_or_read_as_it_stands(root):
             assert bits(outcome) == bits_of(wanted), content
 
     law()
-    assert outcomes["accepted"] > 50
+    assert outcomes["accepted"] > 20  # else the damage says nothing of what is accepted
     assert {"field_count", "not_a_number", "truncated", "parse_error"} <= set(outcomes)
 
 

@@ -38,9 +38,7 @@ def test_of_two_commits_after_the_same_version_one_wins_and_nothing_of_the_other
     make_store(tmp_path, [5, 6])
     winner = make_store(tmp_path, [5, 6, 7], after="v0001")
     before = version_files(winner)
-    with pytest.raises(
-        CommitConflictError, match=r"v0002 was committed.*v0001.*again"
-    ):
+    with pytest.raises(CommitConflictError, match=r"v0002 was committed.*v0001.*again"):
         make_store(tmp_path, [9, 9], after="v0001")
     assert version_files(Store(tmp_path, "v0002")) == before
     assert list_versions(tmp_path) == ["v0001", "v0002"]
