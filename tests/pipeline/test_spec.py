@@ -309,15 +309,6 @@ UNCHECKED = {
     },
     "channel without a name": {"channels": ["x", "y", ""]},
 }
-UNREACHED = dict.fromkeys(
-    [
-        "delimiter that is NUL",
-        "column of the file twice",
-        "channel that no column has",
-        "nothing but derived constants",
-    ],
-    "Recipe._check_columns asks self.layout first, and DelimitedLayout raises a bare ValueError",
-)
 
 
 @pytest.mark.parametrize("case", UNCHECKED)
