@@ -9,24 +9,21 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.buckets import BucketResult, build_bucket, plan_digest
 from pipeline.catalog import Catalog, scan_files
-from pipeline.fit import describe_lookahead, find_warnings, fit_train, normalization_scope
+from pipeline.draft import draft_version
+from pipeline.fit import describe_lookahead, find_warnings
 from pipeline.recipe import Recipe
-from pipeline.sections import ForecastTarget, PerTrialTarget
 from pipeline.spec import DatasetSpec, load_spec
-from pipeline.splits import assign_splits, split_names
 from pipeline.trials import Refusal
-from shards.errors import InvalidSpecError, TooManyQuarantinedError
-from shards.manifest import TargetSchema
-from shards.version import QUARANTINE_SCHEMA, VersionDraft, publish_version, sort_by_id
+from shards.errors import TooManyQuarantinedError
+from shards.version import publish_version
 from shards.writer import list_versions
 
 SHOWN_REFUSALS = 10
@@ -68,7 +65,6 @@ class BuildReport:
     warnings: tuple[str, ...]
     lookahead: tuple[str, ...]
     seconds: float
-    refusals_by_code: Mapping[str, int] = field(default_factory=dict)
 
 
 def build(
@@ -92,18 +88,16 @@ def build(
         CommitConflictError: If another build committed meanwhile.
     """
     began = time.perf_counter()
-    spec_path, store = Path(spec_path), Path(store)
-    spec = load_spec(spec_path)
+    store, spec = Path(store), load_spec(spec_path)
     recipe = Recipe(spec)
     recipe.check()
-    versions = list_versions(store)
-    catalog = scan_files(spec_path.parent, spec)
+    after = next(reversed(list_versions(store)), None)
+    catalog = scan_files(Path(spec_path).parent, spec)
     staging = store / "staging" / plan_digest(recipe, catalog.n_buckets)
     results = _build_buckets(catalog, recipe, store, staging, on_progress, n_workers)
     refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
     _check_quarantine(spec, catalog, refusals)
     draft = draft_version(spec, catalog, results, refusals, store)
-    after = versions[-1] if versions else None
     version = publish_version(store, draft, after=after)
     shutil.rmtree(staging, ignore_errors=True)
     return BuildReport(
@@ -115,7 +109,6 @@ def build(
         warnings=tuple(find_warnings(spec, draft.trials)),
         lookahead=tuple(describe_lookahead(spec)),
         seconds=time.perf_counter() - began,
-        refusals_by_code=dict(Counter(refusal.code for refusal in refusals)),
     )
 
 
@@ -164,95 +157,3 @@ def _check_quarantine(spec: DatasetSpec, catalog: Catalog, refusals: Sequence[Re
         + (f"\n  ... and {more} more" if more else "")
         + "\nMend the files, follow the advice above, or raise max_quarantined."
     )
-
-
-def draft_version(
-    spec: DatasetSpec,
-    catalog: Catalog,
-    results: Sequence[BucketResult],
-    refusals: Sequence[Refusal],
-    store: Path,
-) -> VersionDraft:
-    """Merge buckets into a version: sort, split, fit, count.
-
-    Raises:
-        InvalidSpecError: If splits cannot be assigned or fitted.
-    """
-    tables = [result.rows for result in results if result.rows is not None]
-    trials = sort_by_id(pa.concat_tables(tables, promote_options="permissive"))
-    splits = assign_splits(trials["id"].to_pylist(), _attributes(trials), spec.split)
-    trials = trials.append_column("split", pa.array(splits, pa.utf8()))
-    shards = tuple(shard for result in results for shard in result.shards)
-    fit = fit_train(spec, trials, shards, store)
-    target, label = _target_schema(spec, trials)
-    counts = _count(catalog, trials, refusals)
-    trials = trials.set_column(trials.schema.get_field_index("label"), "label", label)
-    weight = pa.array(np.ones(trials.num_rows, np.float32))
-    return VersionDraft(
-        name=spec.name,
-        channels=spec.channel_schema(),
-        target=target,
-        windows=spec.windows.arithmetic(),
-        splits=split_names(splits, spec.split),
-        observed=spec.clean.stores_observed(),
-        normalization={
-            "method": spec.normalize.method,
-            "scope": normalization_scope(spec),
-            "lookahead": describe_lookahead(spec),
-        },
-        counts=counts,
-        spec=spec.model_dump(mode="json"),
-        trials=trials.append_column("weight", weight),
-        shards=shards,
-        quarantine=pa.Table.from_pylist([r.as_row() for r in refusals], schema=QUARANTINE_SCHEMA),
-        fit=fit,
-    )
-
-
-def _attributes(trials: pa.Table) -> dict[str, list[str | None]]:
-    if "attributes" not in trials.column_names:
-        return {}
-    column = trials["attributes"].combine_chunks()
-    return {field.name: column.field(field.name).to_pylist() for field in column.type}
-
-
-def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, pa.Array]:
-    """Return the target of the format, and each trial's label as a number."""
-    target, labels = spec.windows.target, trials["label"].to_pylist()
-    nothing = pa.nulls(len(labels), pa.float32())
-    if isinstance(target, ForecastTarget):
-        return TargetSchema("forecast", target.channels), nothing
-    if not isinstance(target, PerTrialTarget):
-        return TargetSchema("per_step", target.columns), nothing
-    if target.task == "value":
-        numbers = pa.array([float(text) for text in labels], pa.float32())
-        return TargetSchema("per_trial", (target.attribute,)), numbers
-    train = {t for t, s in zip(labels, trials["split"].to_pylist(), strict=True) if s == "train"}
-    classes = tuple(sorted(train))
-    if len(classes) < 2:
-        raise InvalidSpecError(
-            f"windows.target: attribute {target.attribute!r} has the values {list(classes)} among "
-            "the train trials; wanted two classes at least. Mend the attribute or the split."
-        )
-    codes = {text: float(code) for code, text in enumerate(classes)}
-    numbers = pa.array([codes.get(text) for text in labels], pa.float32())
-    return TargetSchema("per_trial", (target.attribute,), classes), numbers
-
-
-def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:
-    """Account for every file and every row (law 3)."""
-    rows_in, rows = sum(trials["n_rows_in"].to_pylist()), sum(trials["n_rows"].to_pylist())
-    by_split = Counter(trials["split"].to_pylist())
-    return {
-        "files": catalog.n_files,
-        "trials": trials.num_rows,
-        "quarantined": len(refusals),
-        "quarantined_by_code": dict(sorted(Counter(r.code for r in refusals).items())),
-        "ignored": dict(catalog.ignored),
-        "rows_in": rows_in,
-        "rows_dropped": {"missing_values": rows_in - rows} if rows_in != rows else {},
-        "rows": rows,
-        "has_missing": any(trials["n_masked"].to_pylist()),
-        "trials_by_split": dict(sorted(by_split.items())),
-        "source_bytes": sum(file.size_bytes for file in catalog.files),
-    }

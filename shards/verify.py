@@ -124,16 +124,22 @@ def _check_index(store: Store) -> list[Problem]:
         known = set(range(len(manifest.target.classes)))
         codes = index.label[~np.isnan(index.label)]
         claim(set(codes.tolist()) <= known, "a label is not the code of a class")
-    if problems:
-        return problems
+    return problems or _check_places(store, where)
+
+
+def _check_places(store: Store, where: str) -> list[Problem]:
+    index, manifest, problems = store.index, store.manifest, []
     for number, members in _trials_by_shard(store).items():
         counted = len(members) == manifest.shards[number].n_trials
-        claim(counted, f"the trials of shard {number} are not as many as the manifest's")
+        if not counted:
+            message = f"the trials of shard {number} are not as many as the manifest's"
+            problems.append(Problem(where, message))
         ends = index.row_start[members] + index.n_rows[members]
         inside = (
             index.row_start[members].min() >= 0 and ends.max() <= manifest.shards[number].n_rows
         )
-        claim(bool(inside), f"rows of a trial lie outside shard {number}")
+        if not inside:
+            problems.append(Problem(where, f"rows of a trial lie outside shard {number}"))
     return problems
 
 

@@ -325,7 +325,7 @@ EXTREMES = {
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("method", "column"),
-    itertools.product(["zscore", "minmax", "robust"], EXTREMES),
+    list(itertools.product(["zscore", "minmax", "robust"], EXTREMES)),
 )
 def test_any_trial_that_float32_holds_is_normalized_to_finite_values(method: str, column: str):
     values = np.array(EXTREMES[column])[:, None]

@@ -1,0 +1,119 @@
+"""Merge buckets into the draft of a version: sort, split, fit, count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.buckets import BucketResult
+from pipeline.catalog import Catalog
+from pipeline.fit import describe_lookahead, fit_train, normalization_scope
+from pipeline.sections import ForecastTarget, PerTrialTarget
+from pipeline.spec import DatasetSpec
+from pipeline.splits import assign_splits, split_names
+from pipeline.trials import Refusal
+from shards.errors import InvalidSpecError
+from shards.manifest import TargetSchema
+from shards.version import QUARANTINE_SCHEMA, VersionDraft, sort_by_id
+
+
+def draft_version(
+    spec: DatasetSpec,
+    catalog: Catalog,
+    results: Sequence[BucketResult],
+    refusals: Sequence[Refusal],
+    store: Path,
+) -> VersionDraft:
+    """Merge buckets into a version: sort, split, fit, count.
+
+    Raises:
+        InvalidSpecError: If splits cannot be assigned or fitted.
+    """
+    trials = merge_buckets(spec, results)
+    shards = tuple(shard for result in results for shard in result.shards)
+    fit = fit_train(spec, trials, shards, store)
+    target, label = _target_schema(spec, trials)
+    counts = _count(catalog, trials, refusals)
+    trials = trials.set_column(trials.schema.get_field_index("label"), "label", label)
+    weight = pa.array(np.ones(trials.num_rows, np.float32))
+    return VersionDraft(
+        name=spec.name,
+        channels=spec.channel_schema(),
+        target=target,
+        windows=spec.windows.arithmetic(),
+        splits=split_names(trials["split"].to_pylist(), spec.split),
+        observed=spec.clean.stores_observed(),
+        normalization={
+            "method": spec.normalize.method,
+            "scope": normalization_scope(spec),
+            "lookahead": describe_lookahead(spec),
+        },
+        counts=counts,
+        spec=spec.model_dump(mode="json"),
+        trials=trials.append_column("weight", weight),
+        shards=shards,
+        quarantine=pa.Table.from_pylist([r.as_row() for r in refusals], schema=QUARANTINE_SCHEMA),
+        fit=fit,
+    )
+
+
+def merge_buckets(spec: DatasetSpec, results: Sequence[BucketResult]) -> pa.Table:
+    """Return the trials of all buckets, sorted by id, with their splits."""
+    tables = [result.rows for result in results if result.rows is not None]
+    trials = sort_by_id(pa.concat_tables(tables, promote_options="permissive"))
+    splits = assign_splits(trials["id"].to_pylist(), _attributes(trials), spec.split)
+    return trials.append_column("split", pa.array(splits, pa.utf8()))
+
+
+def _attributes(trials: pa.Table) -> dict[str, list[str | None]]:
+    if "attributes" not in trials.column_names:
+        return {}
+    column = trials["attributes"].combine_chunks()
+    return {field.name: column.field(field.name).to_pylist() for field in column.type}
+
+
+def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, pa.Array]:
+    """Return the target of the format, and each trial's label as a number."""
+    target, labels = spec.windows.target, trials["label"].to_pylist()
+    nothing = pa.nulls(len(labels), pa.float32())
+    if isinstance(target, ForecastTarget):
+        return TargetSchema("forecast", target.channels), nothing
+    if not isinstance(target, PerTrialTarget):
+        return TargetSchema("per_step", target.columns), nothing
+    if target.task == "value":
+        numbers = pa.array([float(text) for text in labels], pa.float32())
+        return TargetSchema("per_trial", (target.attribute,)), numbers
+    train = {t for t, s in zip(labels, trials["split"].to_pylist(), strict=True) if s == "train"}
+    classes = tuple(sorted(train))
+    if len(classes) < 2:
+        raise InvalidSpecError(
+            f"windows.target: attribute {target.attribute!r} has the values {list(classes)} among "
+            "the train trials; wanted two classes at least. Mend the attribute or the split."
+        )
+    codes = {text: float(code) for code, text in enumerate(classes)}
+    numbers = pa.array([codes.get(text) for text in labels], pa.float32())
+    return TargetSchema("per_trial", (target.attribute,), classes), numbers
+
+
+def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:
+    """Account for every file and every row (law 3)."""
+    rows_in, rows = sum(trials["n_rows_in"].to_pylist()), sum(trials["n_rows"].to_pylist())
+    by_split = Counter(trials["split"].to_pylist())
+    return {
+        "files": catalog.n_files,
+        "trials": trials.num_rows,
+        "quarantined": len(refusals),
+        "quarantined_by_code": dict(sorted(Counter(r.code for r in refusals).items())),
+        "ignored": dict(catalog.ignored),
+        "rows_in": rows_in,
+        "rows_dropped": {"missing_values": rows_in - rows} if rows_in != rows else {},
+        "rows": rows,
+        "has_missing": any(trials["n_masked"].to_pylist()),
+        "trials_by_split": dict(sorted(by_split.items())),
+        "source_bytes": sum(file.size_bytes for file in catalog.files),
+    }
