@@ -138,6 +138,14 @@ def tutorial_batches(trials: list[np.ndarray[Any, Any]]) -> Callable[[], None]:
     return read
 
 
+def overlapping(array: np.ndarray[Any, Any], width: int) -> torch.Tensor:
+    """Return `[len(array) - width + 1, width]`: what follows each element."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        whole = torch.from_numpy(array)
+    return whole.as_strided((len(array) - width + 1, width), (1, 1))
+
+
 def block_copies(
     flat: np.ndarray[Any, Any], mapped: np.ndarray[Any, Any]
 ) -> dict[str, Callable[[], None]]:
@@ -150,12 +158,7 @@ def block_copies(
     width = LENGTH * CHANNELS
     out_t = torch.empty(BATCH, width)
     out = out_t.numpy()
-    views = {}
-    for name, array in (("memory", flat), ("map", mapped)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            whole = torch.from_numpy(array)
-        views[name] = whole.as_strided((len(flat) - width + 1, width), (1, 1))
+    views = {name: overlapping(a, width) for name, a in (("memory", flat), ("map", mapped))}
     rng = np.random.default_rng(1)
     starts = rng.integers(0, len(flat) // CHANNELS - LENGTH, (500, BATCH)) * CHANNELS
     turn = iter(endless(starts))
