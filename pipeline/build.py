@@ -88,15 +88,13 @@ def build(
         CommitConflictError: If another build committed meanwhile.
     """
     began = time.perf_counter()
-    store, spec = Path(store), load_spec(spec_path)
-    recipe = Recipe(spec)
-    recipe.check()
+    store, recipe = Path(store), Recipe(load_spec(spec_path)).check()
+    spec = recipe.spec
     after = next(reversed(list_versions(store)), None)
     catalog = scan_files(Path(spec_path).parent, spec)
     staging = store / "staging" / plan_digest(recipe, catalog.n_buckets)
     results = _build_buckets(catalog, recipe, store, staging, on_progress, n_workers)
-    refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
-    _check_quarantine(spec, catalog, refusals)
+    refusals = _collect_refusals(spec, catalog, results)
     draft = draft_version(spec, catalog, results, refusals, store)
     version = publish_version(store, draft, after=after)
     shutil.rmtree(staging, ignore_errors=True)
@@ -142,11 +140,15 @@ def _build_buckets(
     ]
 
 
-def _check_quarantine(spec: DatasetSpec, catalog: Catalog, refusals: Sequence[Refusal]) -> None:
+def _collect_refusals(
+    spec: DatasetSpec, catalog: Catalog, results: Sequence[BucketResult]
+) -> tuple[Refusal, ...]:
+    """Return every refused file, unless they are more than the specification allows."""
+    refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
     n_candidates = catalog.n_files - sum(catalog.ignored.values())
     share = len(refusals) / n_candidates
     if share <= spec.max_quarantined and len(refusals) < n_candidates:
-        return
+        return refusals
     shown = [f"  {r.source}: {r.code}: {r.message}" for r in refusals[:SHOWN_REFUSALS]]
     more = len(refusals) - len(shown)
     counts = ", ".join(f"{n} {c}" for c, n in Counter(r.code for r in refusals).most_common())

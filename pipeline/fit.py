@@ -17,7 +17,6 @@ from pipeline.normalize import (
     affine_from_moments,
     affine_from_values,
     coarse_channels,
-    identity_affine,
     merge_moments,
     overflowing_channels,
 )
@@ -94,14 +93,12 @@ def _train_affine(
     shards: Sequence[ShardEntry],
     store: Path,
 ) -> Affine:
-    n_channels = len(spec.channels)
-    if spec.normalize.method == "none":
-        return identity_affine(n_channels)
-    if spec.normalize.method != "robust":
-        return affine_from_moments(
-            spec.normalize.method, {name: column[:n_channels] for name, column in merged.items()}
-        )
-    return _quartiles(train, shards, store)
+    if spec.normalize.method == "robust":
+        return _quartiles(train, shards, store)
+    channels = slice(len(spec.channels))
+    return affine_from_moments(
+        spec.normalize.method, {name: column[channels] for name, column in merged.items()}
+    )
 
 
 def _refuse_overflow(spec: DatasetSpec, affine: Affine, trials: pa.Table) -> None:
@@ -120,17 +117,10 @@ def _refuse_overflow(spec: DatasetSpec, affine: Affine, trials: pa.Table) -> Non
 
 def _quartiles(train: pa.Table, shards: Sequence[ShardEntry], store: Path) -> Affine:
     """Read one channel at a time from the stored rows: quantiles do not merge."""
-    entries = {shard.digest: shard for shard in shards}
+    rows = {shard.digest: _map_values(store, shard) for shard in shards}
     step = -(-sum(train["n_rows"].to_pylist()) // QUANTILE_ROWS)
-    parts = []
-    for digest, start, n_rows in zip(
-        *(train[name].to_pylist() for name in ("shard", "row_start", "n_rows")), strict=True
-    ):
-        array = entries[digest].arrays["values"]
-        path = store / "shards" / digest / "values" / "c" / "0" / "0"
-        data = FileRange([(path, array.size_bytes)]).bytes[: array.data_bytes]
-        rows = data.view(np.float32).reshape(array.n_rows, array.n_columns)
-        parts.append(rows[start : start + n_rows : step])
+    places = (train[name].to_pylist() for name in ("shard", "row_start", "n_rows"))
+    parts = [rows[d][start : start + n : step] for d, start, n in zip(*places, strict=True)]
     columns = [
         affine_from_values(np.concatenate([p[:, c] for p in parts]).astype(np.float64)[:, None])
         for c in range(parts[0].shape[1])
@@ -138,6 +128,14 @@ def _quartiles(train: pa.Table, shards: Sequence[ShardEntry], store: Path) -> Af
     return Affine(
         np.concatenate([c.offset for c in columns]), np.concatenate([c.scale for c in columns])
     )
+
+
+def _map_values(store: Path, shard: ShardEntry) -> npt.NDArray[np.float32]:
+    """Map one shard's rows: one map per shard, since the system limits how many there may be."""
+    array = shard.arrays["values"]
+    path = store / "shards" / shard.digest / "values" / "c" / "0" / "0"
+    data = FileRange([(path, array.size_bytes)]).bytes[: array.data_bytes]
+    return data.view(np.float32).reshape(array.n_rows, array.n_columns)
 
 
 def _target_statistics(

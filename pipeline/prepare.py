@@ -33,7 +33,7 @@ class PreparedTrial:
     Attributes:
         arrays: `values` float32 `[rows, channels]`, and `observed`, `targets` where the data set
             has them.
-        row: Its row of the cold index, with `label` as text (or None), and `dropped` rows.
+        row: Its row of the cold index, with `label` as text (or None).
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]

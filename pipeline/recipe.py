@@ -70,8 +70,8 @@ class Recipe:
     def _path_groups(self) -> set[str]:
         return set(re.compile(self.spec.source.trial_id or "").groupindex)
 
-    def check(self) -> None:
-        """Find mistakes that need no file.
+    def check(self) -> Recipe:
+        """Return itself, after looking for mistakes that need no file.
 
         Raises:
             InvalidSpecError: A bad expression, or an attribute that nothing provides.
@@ -90,6 +90,7 @@ class Recipe:
                     "Name a group in source.trial_id, or add it under attributes."
                 )
         self._check_columns()
+        return self
 
     def _check_columns(self) -> None:
         spec = self.spec

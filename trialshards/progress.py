@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -56,10 +56,17 @@ def shard_progress() -> Iterator[Callable[[int, int], None]]:
         TextColumn("verifying"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("shards"),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]} shards"),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
     )
     with bar:
-        task = bar.add_task("verifying", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("verifying", total=None, rate="")
+        began = time.perf_counter()
+
+        def show(done: int, total: int) -> None:
+            rate = f"{done / (time.perf_counter() - began):.1f}/s"
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield show
