@@ -1,40 +1,34 @@
 """Build one bucket: its files become shards and index rows, staged for the commit.
 
 A bucket is the unit of parallel and repeated building. Its result is one Parquet file under
-`staging/<plan digest>/`, written by one rename: it is there whole, or not at all.
+`staging/<plan digest>/` (`pipeline/staging.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import clean, derive, normalize, pack, prepare, sources
 from pipeline.engine import map_batches
 from pipeline.pack import pack_trials, plan_batches
-from pipeline.prepare import PreparedTrial, prepare_table, source_key
+from pipeline.prepare import PreparedTrial, prepare_table
 from pipeline.recipe import Recipe
 from pipeline.sources.delimited import read_delimited
+from pipeline.staging import BucketResult, read_staged, write_staged
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
-from shards.version import parquet_bytes
-from shards.writer import replace_file, write_shard
+from shards.writer import write_shard
 
 VERSION = 1
 BATCH_BYTES = 12 * 2**20
 """Input joined for one parser call: smaller pays per call, larger costs memory and cache."""
-
-_TRANSIENT = ("unreadable", "changed_while_read")
-"""Refusals that may pass although size and time of the file stay the same."""
 
 # As Parquet gives lists back, so that a bucket is the same table fresh and from staging.
 _NUMBERS = pa.list_(pa.field("element", pa.float64()))
@@ -49,41 +43,18 @@ _COLUMNS = {
     "label": pa.utf8(),
 }
 
-log = logging.getLogger(__name__)
-
 OnFiles = Callable[[int, int], None]
 """Called with (files, bytes) that were just dealt with."""
-
-
-@dataclass(frozen=True)
-class BucketResult:
-    """What one bucket contributes to a version.
-
-    Attributes:
-        rows: Cold index rows plus `shard` (digest), `row_start`, `label` (text).
-        shards: The shards they lie in.
-        refusals: Files that are not in it.
-        reused: Whether an earlier, unfinished build had staged it.
-    """
-
-    rows: pa.Table | None
-    shards: tuple[ShardEntry, ...]
-    refusals: tuple[Refusal, ...]
-    reused: bool = False
 
 
 def plan_digest(recipe: Recipe, n_buckets: int) -> str:
     """Return the name of the staging folder: whatever changes a bucket's content changes it."""
     spec = recipe.spec.model_dump(mode="json", exclude={"split", "max_quarantined", "name"})
+    del spec["source"]["obtain"]
     spec["windows"] = {"target": spec["windows"]["target"]}
     stages = {m.__name__: m.VERSION for m in (sources, derive, clean, normalize, prepare, pack)}
     document = {"spec": spec, "stages": {**stages, "buckets": VERSION}, "n_buckets": n_buckets}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def inputs_digest(files: Sequence[SourceFile]) -> str:
-    """Return the digest of what the catalog knows of a bucket's files."""
-    return hashlib.sha256("\n".join(source_key(file) for file in files).encode()).hexdigest()
 
 
 def build_bucket(
@@ -107,11 +78,10 @@ def build_bucket(
         on_files: Progress.
         n_workers: Threads; by default one per processor.
     """
-    inputs = inputs_digest(files)
-    found = _read_staged(staged, inputs, store)
-    if found is not None:
+    found = read_staged(staged, store)
+    if found is not None and found.is_exactly(files):
         on_files(len(files), sum(file.size_bytes for file in files))
-        return found
+        return found.result
     rows: list[dict[str, Any]] = []
     shards: list[ShardEntry] = []
     refusals: list[Refusal] = []
@@ -122,7 +92,7 @@ def build_bucket(
         shards.append(entry)
         rows.extend(_located_rows(members, entry.digest))
     result = BucketResult(_as_table(rows), tuple(shards), tuple(refusals))
-    _stage(staged, inputs, result)
+    write_staged(staged, files, result)
     return result
 
 
@@ -175,36 +145,3 @@ def _as_table(rows: list[dict[str, Any]]) -> pa.Table | None:
     if not names:  # Parquet has no empty struct
         return table
     return table.append_column("attributes", pa.StructArray.from_arrays(texts, names=names))
-
-
-def _stage(staged: Path, inputs: str, result: BucketResult) -> None:
-    about = {
-        "inputs": inputs,
-        "shards": [shard.as_dict() for shard in result.shards],
-        "refusals": [refusal.as_row() for refusal in result.refusals],
-        "empty": result.rows is None,
-    }
-    table = pa.table({"id": pa.array([], pa.utf8())}) if result.rows is None else result.rows
-    table = table.replace_schema_metadata({"trialshards": json.dumps(about)})
-    replace_file(staged, parquet_bytes(table))
-
-
-def _read_staged(staged: Path, inputs: str, store: Path) -> BucketResult | None:
-    if not staged.is_file():
-        return None
-    try:
-        table = pq.read_table(staged)
-        about = json.loads((table.schema.metadata or {}).get(b"trialshards", b"{}"))
-        shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
-    except (OSError, ValueError, KeyError) as error:  # damaged: build the bucket again
-        log.warning("%s cannot be used again: %s", staged, error)
-        return None
-    if about.get("inputs") != inputs:
-        return None
-    if not all((store / "shards" / shard.digest).is_dir() for shard in shards):
-        return None
-    refusals = tuple(Refusal(**row) for row in about["refusals"])
-    if any(refusal.code in _TRANSIENT for refusal in refusals):
-        return None
-    rows = None if about["empty"] else table.replace_schema_metadata(None)
-    return BucketResult(rows, shards, refusals, reused=True)

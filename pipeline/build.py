@@ -1,13 +1,8 @@
-"""Raw files into a committed version: catalog, buckets, splits, fit, publish.
-
-This is what the command, an asset, a test and a benchmark call.
-"""
+"""Raw files into a committed version, all steps in a row: what the command and benchmarks call."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.buckets import BucketResult, build_bucket, plan_digest
-from pipeline.catalog import Catalog, scan_files
-from pipeline.draft import draft_version
-from pipeline.fit import describe_lookahead, find_warnings
-from pipeline.recipe import Recipe
-from pipeline.spec import DatasetSpec, load_spec
+from pipeline.audit import Finding
+from pipeline.catalog import Catalog
+from pipeline.commit import commit_version
+from pipeline.fit import describe_lookahead
+from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
-from shards.errors import TooManyQuarantinedError
-from shards.version import publish_version
-from shards.writer import list_versions
-
-SHOWN_REFUSALS = 10
+from pipeline.workspace import Workspace
+from shards.errors import InvalidSpecError, TooManyQuarantinedError, TrialShardsError
+from shards.writer import newest_version
 
 
 @dataclass(frozen=True)
@@ -88,35 +80,27 @@ def build(
         CommitConflictError: If another build committed meanwhile.
     """
     began = time.perf_counter()
-    store, recipe = Path(store), Recipe(load_spec(spec_path)).check()
-    spec = recipe.spec
-    after = next(reversed(list_versions(store)), None)
-    catalog = scan_files(Path(spec_path).parent, spec)
-    staging = store / "staging" / plan_digest(recipe, catalog.n_buckets)
-    results = _build_buckets(catalog, recipe, store, staging, on_progress, n_workers)
-    refusals = _collect_refusals(spec, catalog, results)
-    draft = draft_version(spec, catalog, results, refusals, store)
-    version = publish_version(store, draft, after=after)
-    shutil.rmtree(staging, ignore_errors=True)
+    space = Workspace.open(spec_path, store)
+    after = newest_version(space.store)
+    catalog = space.scan()
+    results = _build_buckets(space, catalog, on_progress, n_workers)
+    commit = commit_version(space, catalog, results, after=after)
+    if commit.version is None:
+        raise _refusal(commit.findings)
     return BuildReport(
-        store=store,
-        version=version,
-        published=version != after,
-        counts=draft.counts,
-        refusals=refusals,
-        warnings=tuple(find_warnings(spec, draft.trials)),
-        lookahead=tuple(describe_lookahead(spec)),
+        store=space.store,
+        version=commit.version,
+        published=commit.published,
+        counts=commit.counts,
+        refusals=commit.refusals,
+        warnings=commit.warnings,
+        lookahead=tuple(describe_lookahead(space.spec)),
         seconds=time.perf_counter() - began,
     )
 
 
 def _build_buckets(
-    catalog: Catalog,
-    recipe: Recipe,
-    store: Path,
-    staging: Path,
-    on_progress: OnProgress | None,
-    n_workers: int | None,
+    space: Workspace, catalog: Catalog, on_progress: OnProgress | None, n_workers: int | None
 ) -> list[BucketResult]:
     n_bytes = sum(file.size_bytes for file in catalog.files)
     done = np.zeros(2, np.int64)
@@ -127,35 +111,14 @@ def _build_buckets(
             on_progress(Progress(len(catalog.files), int(done[0]), n_bytes, int(done[1])))
 
     return [
-        build_bucket(
-            catalog.root,
-            [file for file in catalog.files if file.bucket == bucket],
-            recipe,
-            store,
-            staged=staging / f"{bucket}.parquet",
-            on_files=on_files,
-            n_workers=n_workers,
-        )
+        space.build_bucket(catalog, bucket, on_files=on_files, n_workers=n_workers)
         for bucket in range(catalog.n_buckets)
     ]
 
 
-def _collect_refusals(
-    spec: DatasetSpec, catalog: Catalog, results: Sequence[BucketResult]
-) -> tuple[Refusal, ...]:
-    """Return every refused file, unless they are more than the specification allows."""
-    refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
-    n_candidates = catalog.n_files - sum(catalog.ignored.values())
-    share = len(refusals) / n_candidates
-    if share <= spec.max_quarantined and len(refusals) < n_candidates:
-        return refusals
-    shown = [f"  {r.source}: {r.code}: {r.message}" for r in refusals[:SHOWN_REFUSALS]]
-    more = len(refusals) - len(shown)
-    counts = ", ".join(f"{n} {c}" for c, n in Counter(r.code for r in refusals).most_common())
-    raise TooManyQuarantinedError(
-        f"{len(refusals)} of {n_candidates} files were refused ({share:.1%}: {counts}); "
-        f"max_quarantined allows {spec.max_quarantined:.1%}. Nothing was published.\n"
-        + "\n".join(shown)
-        + (f"\n  ... and {more} more" if more else "")
-        + "\nMend the files, follow the advice above, or raise max_quarantined."
-    )
+def _refusal(findings: Sequence[Finding]) -> TrialShardsError:
+    failed = [finding for finding in findings if not finding.passed]
+    message = " ".join(finding.message for finding in failed)
+    if any(finding.name == "quarantine_share" for finding in failed):
+        return TooManyQuarantinedError(message)
+    return InvalidSpecError(message)

@@ -63,7 +63,7 @@ def scan_files(root: Path, spec: DatasetSpec) -> Catalog:
     if not found:
         raise InvalidSpecError(
             f"no file matches source.files {spec.source.files!r} below {root} ({len(matched)} "
-            "paths looked at). Mend the glob, or put the raw files there."
+            f"paths looked at). {_advice(spec.source)}"
         )
     refusals = [entry for entry in found if isinstance(entry, Refusal)]
     files, twice = _split_duplicates(files)
@@ -76,6 +76,12 @@ def scan_files(root: Path, spec: DatasetSpec) -> Catalog:
         ignored={"hidden": len(hidden)} if hidden else {},
         n_buckets=n_buckets,
     )
+
+
+def _advice(source: SourceSpec) -> str:
+    if source.obtain:
+        return f"How to get them: {source.obtain}"
+    return "Mend the glob, or put the raw files there."
 
 
 def count_buckets(n_bytes: int, wanted: int | str) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.buckets import BucketResult
 from pipeline.catalog import Catalog
 from pipeline.fit import describe_lookahead, fit_train, normalization_scope
 from pipeline.sections import ForecastTarget, PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.splits import assign_splits, split_names
+from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
 from shards.errors import InvalidSpecError
 from shards.manifest import TargetSchema

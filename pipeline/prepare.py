@@ -19,7 +19,7 @@ from pipeline.normalize import Affine, identity_affine, measure_moments, trial_a
 from pipeline.recipe import Recipe
 from pipeline.sections import PerTrialTarget
 from pipeline.spec import DatasetSpec
-from pipeline.trials import Float64, Refusal, RefusedError, SourceFile, Table, quote
+from pipeline.trials import Float64, Refusal, RefusedError, Table, quote
 from shards.identity import trial_digest
 
 VERSION = 1
@@ -177,9 +177,3 @@ def _typed_label(spec: DatasetSpec, label: str | None) -> str | float | None:
     target = spec.windows.target
     is_value = isinstance(target, PerTrialTarget) and target.task == "value"
     return float(label) if is_value and label is not None else label
-
-
-def source_key(file: SourceFile) -> str:
-    """Return what must be unchanged for a file's trial to be reused."""
-    attributes = ",".join(f"{k}={v}" for k, v in sorted(file.attributes.items()))
-    return f"{file.path}|{file.size_bytes}|{file.mtime_ns}|{file.trial_id}|{attributes}"

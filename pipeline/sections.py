@@ -46,6 +46,8 @@ class SourceSpec(Model):
 
     files: str
     """Glob below the folder of `dataset.yaml`, `**` for any depth."""
+    obtain: str = ""
+    """How to get the files, for a reader who does not have them yet; errors quote it."""
     format: Literal["csv", "tsv", "psv", "blank", "delimited"] | None = None
     """None: by the suffix of the glob."""
     delimiter: Annotated[str, Field(pattern=r'^[^\x00\x80-\U0010ffff"\r\n]$')] | None = None

@@ -44,6 +44,17 @@ class SourceFile:
     attributes: Mapping[str, str] = field(default_factory=dict)
     bucket: int = 0
 
+    @property
+    def identity(self) -> str:
+        """What the catalog knows of the file apart from its content: path, id, attributes."""
+        attributes = ",".join(f"{k}={v}" for k, v in sorted(self.attributes.items()))
+        return f"{self.path}|{self.trial_id}|{attributes}"
+
+    @property
+    def key(self) -> str:
+        """What must be unchanged for the file's trial to be reused."""
+        return f"{self.identity}|{self.size_bytes}|{self.mtime_ns}"
+
 
 @dataclass(frozen=True)
 class Refusal:

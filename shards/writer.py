@@ -118,6 +118,11 @@ def list_versions(store: Path) -> list[str]:
     return sorted(names, key=lambda name: int(name[1:]))
 
 
+def newest_version(store: Path) -> str | None:
+    """Return the newest committed version of a store, or None."""
+    return next(reversed(list_versions(store)), None)
+
+
 def commit_version(
     store: Path, manifest: Manifest, files: Mapping[str, bytes], *, after: str | None
 ) -> str:
@@ -141,7 +146,7 @@ def commit_version(
     # Beyond any folder that is in the way, also one that never became a version. Listed before the
     # newest version is looked up: a commit in between then takes the very number claimed below.
     taken = [int(p.name[1:]) for p in folder.iterdir() if VERSION_NAME.fullmatch(p.name)]
-    newest = next(reversed(list_versions(store)), None)
+    newest = newest_version(store)
     if newest != after:
         raise _conflict(store, newest, after)
     version = f"v{max(taken, default=0) + 1:04d}"

@@ -175,11 +175,11 @@ def count_by_walking(n_rows: int, windows: Mapping[str, Any], ahead: int) -> int
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Return path -> SHA-256 of every file below a folder."""
+    """Return path -> SHA-256 of every file below a folder, but for the builder's own staging."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] != "staging"
     }
 
 

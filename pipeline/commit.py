@@ -1,0 +1,75 @@
+"""Staged buckets into a published version: merge, audit, publish; or say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.audit import Finding, audit_draft, audit_quarantine
+from pipeline.catalog import Catalog
+from pipeline.draft import draft_version
+from pipeline.fit import find_warnings
+from pipeline.ledger import save_catalog
+from pipeline.staging import BucketResult, remove_old_staging
+from pipeline.trials import Refusal
+from pipeline.workspace import Workspace
+from shards.version import publish_version
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What came of an attempt to publish.
+
+    Attributes:
+        findings: Checks made before publishing; one that did not pass stopped it.
+        refusals: Every quarantined file.
+        version: The version that holds the data now, or None if a check stopped it.
+        published: False if the newest version said the same already.
+        counts: As in the manifest.
+        warnings: Sentences a user should read.
+    """
+
+    findings: tuple[Finding, ...]
+    refusals: tuple[Refusal, ...]
+    version: str | None = None
+    published: bool = False
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def commit_version(
+    space: Workspace, catalog: Catalog, results: Sequence[BucketResult], *, after: str | None
+) -> Commit:
+    """Publish all buckets of a catalog as the next version, if every check passes.
+
+    Args:
+        space: Where.
+        catalog: What the buckets were built from.
+        results: All of them.
+        after: The newest version when the catalog was made or read, or None.
+
+    Raises:
+        InvalidSpecError: If splits cannot be assigned or fitted.
+        CommitConflictError: If another build committed meanwhile.
+    """
+    spec, store = space.spec, space.store
+    refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
+    findings: tuple[Finding, ...] = (audit_quarantine(spec, catalog, refusals),)
+    if not findings[0].passed:
+        return Commit(findings, refusals)
+    draft = draft_version(spec, catalog, results, refusals, store)
+    findings += audit_draft(spec, catalog, draft, refusals)
+    if not all(finding.passed for finding in findings):
+        return Commit(findings, refusals)
+    version = publish_version(store, draft, after=after)
+    save_catalog(space.committed, catalog)
+    remove_old_staging(space.staging(catalog.n_buckets))
+    return Commit(
+        findings=findings,
+        refusals=refusals,
+        version=version,
+        published=version != after,
+        counts=draft.counts,
+        warnings=tuple(find_warnings(spec, draft.trials)),
+    )

@@ -1,0 +1,143 @@
+"""A catalog on disk: what one step found, for the steps and the runs after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.catalog import Catalog
+from pipeline.trials import Refusal, SourceFile
+from shards.errors import CorruptStoreError, TrialShardsError
+from shards.version import parquet_bytes
+from shards.writer import replace_file
+
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.utf8()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()),
+        ("trial_id", pa.utf8()), ("attributes", pa.utf8()), ("bucket", pa.int64()),
+        ("stage", pa.utf8()), ("code", pa.utf8()), ("message", pa.utf8()),
+    ]
+)  # fmt: skip
+
+
+class CatalogNotFoundError(TrialShardsError, FileNotFoundError):
+    """Nobody has looked at the raw files yet: make the catalog first."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How two catalogs differ, by path.
+
+    Attributes:
+        new: Paths that only the later one has.
+        changed: Paths of another size, time, id or attributes.
+        gone: Paths that only the earlier one has.
+        n_same: All others.
+    """
+
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+    n_same: int
+
+    def __bool__(self) -> bool:
+        """Return whether anything differs."""
+        return bool(self.new or self.changed or self.gone)
+
+    def __str__(self) -> str:
+        """Return `3 new, 1 changed, 0 gone`."""
+        return f"{len(self.new)} new, {len(self.changed)} changed, {len(self.gone)} gone"
+
+
+def save_catalog(path: Path, catalog: Catalog) -> None:
+    """Write a catalog to a Parquet file, one row per path, by one rename."""
+    rows = [*map(_file_row, catalog.files), *map(_refusal_row, catalog.refusals)]
+    about = {"ignored": dict(catalog.ignored), "n_buckets": catalog.n_buckets}
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    replace_file(path, parquet_bytes(table.replace_schema_metadata({"catalog": json.dumps(about)})))
+
+
+def load_catalog(path: Path, root: Path) -> Catalog:
+    """Read a catalog.
+
+    Args:
+        path: What `save_catalog` wrote.
+        root: Folder that its paths are below.
+
+    Raises:
+        CatalogNotFoundError: If there is none.
+        CorruptStoreError: If it cannot be read.
+    """
+    if not path.is_file():
+        raise CatalogNotFoundError(f"no catalog {path}. Materialize the asset 'catalog' first.")
+    try:
+        table = pq.read_table(path)
+        about = json.loads((table.schema.metadata or {})[b"catalog"])
+        rows = table.to_pylist()
+        return Catalog(
+            root=root,
+            files=tuple(_as_file(row) for row in rows if row["code"] is None),
+            refusals=tuple(_as_refusal(row) for row in rows if row["code"] is not None),
+            ignored=about["ignored"],
+            n_buckets=about["n_buckets"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CorruptStoreError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). "
+            "Materialize the asset 'catalog' again."
+        ) from error
+
+
+def compare_catalogs(before: Catalog | None, now: Catalog) -> Changes:
+    """Return what changed; without an earlier catalog everything is new."""
+    old, new = dict(_keys(before) if before else ()), dict(_keys(now))
+    return Changes(
+        new=tuple(sorted(new.keys() - old.keys())),
+        changed=tuple(sorted(p for p in new.keys() & old.keys() if new[p] != old[p])),
+        gone=tuple(sorted(old.keys() - new.keys())),
+        n_same=sum(new[p] == old[p] for p in new.keys() & old.keys()),
+    )
+
+
+def listing_digest(catalog: Catalog) -> str:
+    """Return a digest that changes when any file comes, goes or changes."""
+    lines = sorted(key for _, key in _keys(catalog))
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+
+
+def _keys(catalog: Catalog) -> Iterator[tuple[str, str]]:
+    for file in catalog.files:
+        yield file.path, file.key
+    for refusal in catalog.refusals:
+        yield refusal.source, f"{refusal.source}|{refusal.code}|{refusal.size_bytes}"
+
+
+def _file_row(file: SourceFile) -> dict[str, Any]:
+    return {**vars(file), "attributes": json.dumps(dict(file.attributes))}
+
+
+def _refusal_row(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "path": refusal.source, "size_bytes": refusal.size_bytes, "stage": refusal.stage,
+        "code": refusal.code, "message": refusal.message,
+    }  # fmt: skip
+
+
+def _as_file(row: dict[str, Any]) -> SourceFile:
+    return SourceFile(
+        path=row["path"], size_bytes=row["size_bytes"], mtime_ns=row["mtime_ns"],
+        trial_id=row["trial_id"], attributes=json.loads(row["attributes"]), bucket=row["bucket"],
+    )  # fmt: skip
+
+
+def _as_refusal(row: dict[str, Any]) -> Refusal:
+    return Refusal(
+        row["path"], row["stage"], row["code"], row["message"], size_bytes=row["size_bytes"]
+    )

@@ -1,0 +1,164 @@
+"""One data set under construction, and the steps of its build, each repeatable alone.
+
+The command runs them in a row; an orchestrator runs them one by one, bucket by bucket, and on
+any day: what a step needs from an earlier one lies in the store's `staging/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.buckets import OnFiles, build_bucket, plan_digest
+from pipeline.catalog import Catalog, scan_files
+from pipeline.ledger import (
+    CatalogNotFoundError,
+    Changes,
+    compare_catalogs,
+    load_catalog,
+    save_catalog,
+)
+from pipeline.recipe import Recipe
+from pipeline.spec import DatasetSpec, load_spec
+from pipeline.staging import BucketResult, read_staged, refresh_files
+from pipeline.trials import SourceFile
+from shards.errors import TrialShardsError
+
+
+class BucketsMissingError(TrialShardsError, RuntimeError):
+    """Some buckets are not built, or not from the files that the catalog lists."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a data set is built.
+
+    Attributes:
+        root: Folder of `dataset.yaml`; globs and tables are below it.
+        recipe: The specification, checked.
+        store: Store root.
+    """
+
+    root: Path
+    recipe: Recipe
+    store: Path
+
+    @classmethod
+    def open(cls, spec_path: str | Path, store: str | Path) -> Workspace:
+        """Read and check a specification.
+
+        Raises:
+            InvalidSpecError: If it is wrong; the message names the line.
+        """
+        return cls(Path(spec_path).parent, Recipe(load_spec(spec_path)).check(), Path(store))
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The specification."""
+        return self.recipe.spec
+
+    @cached_property
+    def ledger(self) -> Path:
+        """Where the catalog lies between steps."""
+        return self.store / "staging" / "catalog.parquet"
+
+    @cached_property
+    def committed(self) -> Path:
+        """Where the catalog of the last commit lies."""
+        return self.store / "staging" / "committed.parquet"
+
+    def staging(self, n_buckets: int) -> Path:
+        """Return the folder of staged buckets."""
+        return self.store / "staging" / plan_digest(self.recipe, n_buckets)
+
+    def scan(self) -> Catalog:
+        """Look at the raw files and keep what was found for the next steps.
+
+        Raises:
+            InvalidSpecError: If nothing matches, or an attribute table cannot be used.
+        """
+        catalog = scan_files(self.root, self.spec)
+        save_catalog(self.ledger, catalog)
+        return catalog
+
+    def catalog(self) -> Catalog:
+        """Return what the last scan found.
+
+        Raises:
+            CatalogNotFoundError: If there was none.
+        """
+        return load_catalog(self.ledger, self.root)
+
+    def changes(self, now: Catalog) -> Changes:
+        """Return how files differ from those of the last commit."""
+        try:
+            return compare_catalogs(load_catalog(self.committed, self.root), now)
+        except CatalogNotFoundError:
+            return compare_catalogs(None, now)
+
+    def build_bucket(
+        self,
+        catalog: Catalog,
+        bucket: int,
+        *,
+        on_files: OnFiles = lambda *_: None,
+        n_workers: int | None = None,
+    ) -> BucketResult:
+        """Build one bucket of a catalog and stage it, unless it is staged already."""
+        return build_bucket(
+            self.root,
+            refresh_files(self.root, files_of(catalog, bucket)),
+            self.recipe,
+            self.store,
+            staged=self.staging(catalog.n_buckets) / f"{bucket}.parquet",
+            on_files=on_files,
+            n_workers=n_workers,
+        )
+
+    def staged_buckets(self, catalog: Catalog) -> list[BucketResult]:
+        """Return all buckets of a catalog as they were staged.
+
+        Raises:
+            BucketsMissingError: If one is missing or holds other files; it names them.
+        """
+        staging = self.staging(catalog.n_buckets)
+        results, missing, stale = [], [], []
+        for bucket in range(catalog.n_buckets):
+            staged = read_staged(staging / f"{bucket}.parquet", self.store)
+            if staged is None:
+                missing.append(bucket)
+            elif staged.covers(files_of(catalog, bucket)):
+                results.append(staged.result)
+            else:
+                stale.append(bucket)
+        if missing or stale:
+            raise BucketsMissingError(_missing_message(self.spec.name, missing, stale))
+        return results
+
+
+def files_of(catalog: Catalog, bucket: int) -> list[SourceFile]:
+    """Return the files of a bucket in path order."""
+    return [file for file in catalog.files if file.bucket == bucket]
+
+
+def bucket_key(bucket: int) -> str:
+    """Return the name of a bucket as people see it."""
+    return f"b{bucket}"
+
+
+def _missing_message(name: str, missing: Sequence[int], stale: Sequence[int]) -> str:
+    parts = [
+        f"{', '.join(map(bucket_key, buckets))} {what}"
+        for buckets, what in (
+            (missing, "not built for this specification"),
+            (stale, "built from other files than the catalog lists"),
+        )
+        if buckets
+    ]
+    again = ",".join(map(bucket_key, sorted([*missing, *stale])))
+    return (
+        f"{name}: {len(missing) + len(stale)} buckets are not ready: {'; '.join(parts)}. Nothing "
+        f"was published. Materialize the partitions {again} of trial_shards, then training_set."
+    )
