@@ -47,13 +47,18 @@ OnFiles = Callable[[int, int], None]
 """Called with (files, bytes) that were just dealt with."""
 
 
+def stage_versions() -> dict[str, int]:
+    """Return the version of every stage that decides what a bucket holds."""
+    stages = (sources, derive, clean, normalize, prepare, pack)
+    return {m.__name__.rsplit(".")[-1]: m.VERSION for m in stages} | {"buckets": VERSION}
+
+
 def plan_digest(recipe: Recipe, n_buckets: int) -> str:
     """Return the name of the staging folder: whatever changes a bucket's content changes it."""
     spec = recipe.spec.model_dump(mode="json", exclude={"split", "max_quarantined", "name"})
     del spec["source"]["obtain"]
     spec["windows"] = {"target": spec["windows"]["target"]}
-    stages = {m.__name__: m.VERSION for m in (sources, derive, clean, normalize, prepare, pack)}
-    document = {"spec": spec, "stages": {**stages, "buckets": VERSION}, "n_buckets": n_buckets}
+    document = {"spec": spec, "stages": stage_versions(), "n_buckets": n_buckets}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -28,11 +28,14 @@ from pipeline.sections import (
 from shards.manifest import Channel
 from shards.userfile import read_yaml
 
+NAME = r"^[a-z][a-z0-9_]*$"
+"""A data set's name: it is part of paths, keys and URLs."""
+
 
 class DatasetSpec(Model):
     """One data set."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     source: SourceSpec
     channels: Channels
     derive: dict[str, str] = Field(default_factory=dict)

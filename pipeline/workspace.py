@@ -46,13 +46,25 @@ class Workspace:
     store: Path
 
     @classmethod
-    def open(cls, spec_path: str | Path, store: str | Path) -> Workspace:
+    def open(
+        cls, spec_path: str | Path, store: str | Path, *, auto_buckets: int | None = None
+    ) -> Workspace:
         """Read and check a specification.
+
+        Args:
+            spec_path: `dataset.yaml`.
+            store: Store root.
+            auto_buckets: What `shards.buckets: auto` stands for; by default it depends on the
+                bytes found.
 
         Raises:
             InvalidSpecError: If it is wrong; the message names the line.
         """
-        return cls(Path(spec_path).parent, Recipe(load_spec(spec_path)).check(), Path(store))
+        spec = load_spec(spec_path)
+        if auto_buckets is not None and spec.shards.buckets == "auto":
+            shards = spec.shards.model_copy(update={"buckets": auto_buckets})
+            spec = spec.model_copy(update={"shards": shards})
+        return cls(Path(spec_path).parent, Recipe(spec).check(), Path(store))
 
     @property
     def spec(self) -> DatasetSpec:

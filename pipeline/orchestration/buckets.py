@@ -1,0 +1,91 @@
+"""One run over any partitions of `trial_shards`: all of them, a range, or a single one."""
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+
+from pipeline.catalog import Catalog
+from pipeline.orchestration import metadata
+from pipeline.orchestration.room import Room
+from pipeline.workspace import bucket_key
+
+LOG_EVERY_SECONDS = 10.0
+
+
+def build_partitions(context: dg.AssetExecutionContext, room: Room) -> list[metadata.BuiltBucket]:
+    """Build the buckets that the run is about; a bucket that fails does not stop the others.
+
+    Raises:
+        dagster.Failure: Naming the buckets that failed, after all others were built.
+    """
+    catalog = room.space.catalog()
+    if catalog.n_buckets != room.n_buckets:
+        raise dg.Failure(
+            f"the catalog has {catalog.n_buckets} buckets, dataset.yaml says {room.n_buckets}. "
+            "Materialize catalog again."
+        )
+    built, failed = [], {}
+    for key in partition_keys(context, room):
+        try:
+            built.append(_build(context, room, catalog, key))
+        except Exception as error:
+            context.log.exception("bucket %s failed", key)
+            failed[key] = f"{type(error).__name__}: {error}"
+    _report(context, room, built, whole=not failed)
+    if failed:
+        raise dg.Failure(
+            f"{len(failed)} of {len(built) + len(failed)} buckets failed: "
+            + "; ".join(f"{key}: {message}" for key, message in failed.items())
+            + f". The others are kept. Materialize the partitions {','.join(failed)} again."
+        )
+    return built
+
+
+def partition_keys(context: dg.AssetExecutionContext, room: Room) -> list[str]:
+    """Return the partitions of the run; one that was launched without any means all."""
+    if context.has_partition_key or context.has_partition_key_range:
+        return list(context.partition_keys)
+    return list(room.partitions.get_partition_keys())
+
+
+def _build(
+    context: dg.AssetExecutionContext, room: Room, catalog: Catalog, key: str
+) -> metadata.BuiltBucket:
+    bucket = int(key.removeprefix(bucket_key(0)[:-1]))
+    n_files, n_bytes = metadata.size_of(catalog, bucket)
+    began = said = time.perf_counter()
+    done = 0
+
+    def on_files(n: int, _: int) -> None:
+        nonlocal done, said
+        done += n
+        if time.perf_counter() - said > LOG_EVERY_SECONDS:
+            said = time.perf_counter()
+            rate = done / (said - began)
+            context.log.info("%s: %s of %s files, %.0f/s", key, done, n_files, rate)
+
+    result = room.space.build_bucket(catalog, bucket, on_files=on_files)
+    seconds = time.perf_counter() - began
+    built = metadata.BuiltBucket(key, result, n_files, n_bytes, seconds)
+    context.log.info("%s", built)
+    return built
+
+
+def _report(
+    context: dg.AssetExecutionContext,
+    room: Room,
+    built: Sequence[metadata.BuiltBucket],
+    *,
+    whole: bool,
+) -> None:
+    """Give every partition its own numbers; those of a failed step must be told one by one."""
+    by_event = not whole or not (context.has_partition_key or context.has_partition_key_range)
+    for bucket in built:
+        if by_event:
+            event = dg.AssetMaterialization(
+                room.key("trial_shards"), partition=bucket.key, metadata=metadata.of_bucket(bucket)
+            )
+            context.log_event(event)
+        else:
+            context.add_asset_metadata(metadata.of_bucket(bucket), partition_key=bucket.key)

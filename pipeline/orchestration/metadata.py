@@ -1,0 +1,246 @@
+"""What assets tell about what they made: counts, rates, tables, pictures."""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.csv
+
+from pipeline.audit import Finding
+from pipeline.catalog import Catalog
+from pipeline.commit import Commit
+from pipeline.fit import describe_lookahead
+from pipeline.ledger import Changes
+from pipeline.orchestration.room import Room
+from pipeline.staging import BucketResult
+from pipeline.trials import Refusal
+from pipeline.workspace import files_of
+from shards.reader import Store
+
+SHOWN_REFUSALS = 50
+SHOWN_TRIALS = 20
+
+Metadata = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BuiltBucket:
+    """One partition of `trial_shards` as it was built.
+
+    Attributes:
+        key: Partition key.
+        result: What was staged.
+        n_files: Candidates in the catalog.
+        source_bytes: Their bytes.
+        seconds: Wall time.
+    """
+
+    key: str
+    result: BucketResult
+    n_files: int
+    source_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return one line for the log."""
+        how = "reused" if self.result.reused else f"{self.source_bytes / 1e6:,.1f} MB read"
+        return (
+            f"{self.key}: {self.n_files:,} files = {self.result.n_trials:,} trials + "
+            f"{len(self.result.refusals):,} quarantined, {how} in {self.seconds:.1f} s"
+        )
+
+
+def size_of(catalog: Catalog, bucket: int) -> tuple[int, int]:
+    """Return files and bytes of a bucket."""
+    files = files_of(catalog, bucket)
+    return len(files), sum(file.size_bytes for file in files)
+
+
+def of_catalog(catalog: Catalog, changes: Changes) -> Metadata:
+    """Describe a scan."""
+    n_bytes = sum(file.size_bytes for file in catalog.files)
+    changed = {"new": changes.new, "changed": changes.changed, "gone": changes.gone}
+    rows = [{"what": what, "file": f} for what, files in changed.items() for f in files[:10]]
+    return {
+        "dagster/row_count": catalog.n_files,
+        "files": catalog.n_files,
+        "candidates": len(catalog.files),
+        "refused": len(catalog.refusals),
+        "ignored": sum(catalog.ignored.values()),
+        "source_bytes": n_bytes,
+        "buckets": catalog.n_buckets,
+        "files_new": len(changes.new),
+        "files_changed": len(changes.changed),
+        "files_gone": len(changes.gone),
+        "source_folder": dg.MetadataValue.path(str(catalog.root)),
+        **_table("changes", rows),
+        **_quarantine(catalog.refusals),
+    }
+
+
+def of_bucket(built: BuiltBucket) -> Metadata:
+    """Describe one partition."""
+    result = built.result
+    return {
+        "dagster/row_count": result.n_rows,
+        "files": built.n_files,
+        "trials": result.n_trials,
+        "quarantined": len(result.refusals),
+        "shards": len(result.shards),
+        "shard_bytes": result.n_bytes,
+        "source_bytes": built.source_bytes,
+        "reused": result.reused,
+        "seconds": round(built.seconds, 3),
+        **_rates(built.n_files, built.source_bytes, built.seconds),
+        **_quarantine(result.refusals),
+    }
+
+
+def of_buckets(built: Sequence[BuiltBucket]) -> Metadata:
+    """Describe a run over partitions; each partition also has its own numbers."""
+    return {
+        "run_buckets": len(built),
+        "run_buckets_reused": sum(bucket.result.reused for bucket in built),
+        "run_files": sum(bucket.n_files for bucket in built),
+        "run_seconds": round(sum(bucket.seconds for bucket in built), 3),
+    }
+
+
+def digest_of(built: Sequence[BuiltBucket]) -> str:
+    """Return the data version of what a run built: it follows from its shards."""
+    shards = sorted(shard.digest for bucket in built for shard in bucket.result.shards)
+    return hashlib.sha256("".join(shards).encode()).hexdigest()[:32]
+
+
+def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
+    """Describe a published version, with tables and pictures."""
+    from pipeline import pictures  # matplotlib: only the step that draws pays for its import
+
+    counts = store.manifest.counts
+    n_bytes = sum(a.size_bytes for s in store.manifest.shards for a in s.arrays.values())
+    ahead = describe_lookahead(room.space.spec)
+    return {
+        "dagster/row_count": counts["rows"],
+        "version": store.version,
+        "published": commit.published,
+        "fingerprint": store.fingerprint,
+        "files": counts["files"],
+        "trials": counts["trials"],
+        "quarantined": counts["quarantined"],
+        "ignored": sum(counts["ignored"].values()),
+        "windows": sum(counts["windows"].values()),
+        "channels": len(store.manifest.channels),
+        "shards": len(store.manifest.shards),
+        "shard_bytes": n_bytes,
+        "source_bytes": counts["source_bytes"],
+        "store": dg.MetadataValue.path(str(store.path)),
+        **_table("splits", _split_rows(store)),
+        **_table("channel_schema", [dict(vars(c)) for c in store.manifest.channels]),
+        **_quarantine(commit.refusals),
+        **({"warnings": dg.MetadataValue.md(_bullets(commit.warnings))} if commit.warnings else {}),
+        **({"looks_ahead": dg.MetadataValue.md(_bullets(ahead))} if ahead else {}),
+        "trial_lengths": picture(pictures.length_histogram(store)),
+        "missing_values": picture(pictures.missing_map(store)),
+        "sample_windows": picture(pictures.sample_windows(store)),
+        "before_and_after_normalization": picture(pictures.before_after(store)),
+    }
+
+
+def failed_findings(findings: Iterable[Finding]) -> str:
+    """Return what stopped a commit."""
+    return "\n".join(f"{f.name}: {f.message}" for f in findings if not f.passed)
+
+
+def with_training(result: dg.MaterializeResult, room: Room) -> dg.MaterializeResult:
+    """Add the run's files to what the training process reported."""
+    files = {"run_folder": dg.MetadataValue.path(str(room.config.out))}
+    curve = _losses(room.config.out / "logs" / "csv" / "metrics.csv")
+    return result._replace(metadata={**(result.metadata or {}), **files, **curve})
+
+
+def with_evaluation(result: dg.MaterializeResult, room: Room) -> dg.MaterializeResult:
+    """Add tables and plots to what the evaluation process reported."""
+    folder = room.config.out / "evaluation"
+    plots = {path.stem: picture(path.read_bytes()) for path in sorted(folder.glob("*.png"))}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    worst = pyarrow.csv.read_csv(folder / "errors_by_trial.csv").sort_by([("rmse", "descending")])
+    more = {
+        "folder": dg.MetadataValue.path(str(folder)),
+        **_table("errors", _error_rows(metrics["metrics"], metrics["baseline"])),
+        **_table("worst_trials", worst.slice(0, SHOWN_TRIALS).to_pylist()),
+        **plots,
+    }
+    return result._replace(metadata={**(result.metadata or {}), **more})
+
+
+def picture(png: bytes) -> dg.MarkdownMetadataValue:
+    """Return a PNG as metadata that the web page shows inline."""
+    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def _rates(n_files: int, n_bytes: int, seconds: float) -> Metadata:
+    seconds = max(seconds, 1e-9)
+    return {
+        "files_per_s": round(n_files / seconds, 1),
+        "mb_per_s": round(n_bytes / 1e6 / seconds, 2),
+    }
+
+
+def _quarantine(refusals: Sequence[Refusal]) -> Metadata:
+    """Return the refused files with code, line and advice, and how many there are of each code."""
+    if not refusals:
+        return {}
+    rows = [
+        {"file": r.source, "line": r.line or 0, "code": r.code, "what_and_what_to_do": r.message}
+        for r in refusals[:SHOWN_REFUSALS]
+    ]
+    codes = Counter(refusal.code for refusal in refusals)
+    return {"quarantined_by_code": dict(codes.most_common()), **_table("quarantine", rows)}
+
+
+def _split_rows(store: Store) -> list[Metadata]:
+    manifest, index = store.manifest, store.index
+    return [
+        {
+            "split": split,
+            "trials": int((index.split == code).sum()),
+            "rows": int(index.n_rows[index.split == code].sum()),
+            "windows": manifest.counts["windows"][split],
+            "fingerprint": manifest.fingerprints[split],
+        }
+        for code, split in enumerate(manifest.splits)
+    ]
+
+
+def _error_rows(metrics: Mapping[str, Any], baseline: str) -> list[Metadata]:
+    parts = metrics.get("by_column", {"": metrics})
+    return [
+        {"target": name, "baseline": baseline}
+        | {key: round(value, 6) for key, value in part.items() if isinstance(value, int | float)}
+        for name, part in parts.items()
+    ]
+
+
+def _losses(path: Path) -> Metadata:
+    """Return the losses of every epoch as a table."""
+    if not path.is_file():
+        return {}
+    rows = pyarrow.csv.read_csv(path).to_pylist()
+    names = ("epoch", "train_loss", "val_loss", "lr", "rows_per_s")
+    return _table("epochs", [{n: row[n] for n in names if row.get(n) is not None} for row in rows])
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Metadata:
+    if not rows:
+        return {}
+    return {name: dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])}
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
