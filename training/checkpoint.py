@@ -8,6 +8,8 @@ stream and the random generators behind dropout are all in the file, as plain te
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import random
 from collections.abc import Mapping
@@ -42,6 +44,18 @@ def describe_run(config: TrainConfig, store: Store, objective: Objective) -> dic
         "store_version": store.version,
         "fingerprints": {s: fingerprints[s] for s in splits if s is not None and s in fingerprints},
     }
+
+
+def digest_run(run: Mapping[str, Any], **more: Any) -> str:
+    """Return a digest of what decides the weights: the config's identity and the splits' data.
+
+    Args:
+        run: What `describe_run` returned.
+        more: Further plain values to tell apart.
+    """
+    document = [_identity(run["config"]), run["fingerprints"], more]
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save_checkpoint(fabric: Fabric, path: Path, state: Mapping[str, Any]) -> None:

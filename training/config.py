@@ -52,8 +52,9 @@ class TargetConfig(Section):
     clip: tuple[float | None, float | None] | None = None
     # `last` scores only the last valid step of a window, as a model read at its end needs.
     loss_on: Literal["all", "last"] = "all"
-    # By default mse for values and cross_entropy for classes.
-    loss: Literal["mse", "huber", "cross_entropy"] | None = None
+    # By default mse for values and cross_entropy for classes. binary_cross_entropy is for targets
+    # per step that are 0 or 1: the network then says a probability.
+    loss: Literal["mse", "huber", "cross_entropy", "binary_cross_entropy"] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> TargetConfig:

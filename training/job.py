@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -12,19 +13,22 @@ import yaml
 from lightning_fabric import Fabric
 
 from loaders import TrialStream
-from shards import InvalidSpecError, Store
+from shards import CorruptStoreError, InvalidSpecError, Store
+from shards.errors import ResumeError
 from training.build import build_model, open_stream, start_fabric
 from training.checkpoint import (
     BEST,
     LAST,
+    CheckpointNotFoundError,
     check_same_run,
     describe_run,
+    digest_run,
     load_checkpoint,
     restore_rng,
     save_checkpoint,
 )
 from training.config import TrainConfig
-from training.state import RunState, reduce_ranks
+from training.state import RunState, TrainResult, reduce_ranks
 from training.target import Objective, choose_objective
 
 log = logging.getLogger(__name__)
@@ -113,20 +117,47 @@ def _open_validation(
         return None
 
 
-def resume_run(job: Job, *, fresh: bool) -> RunState:
+def resume_run(job: Job, *, fresh: bool, renew: bool = False) -> RunState:
     """Return where to go on: at the last checkpoint in `out`, or at the start.
+
+    Args:
+        job: The run.
+        fresh: Start over in any case.
+        renew: Start over where this would raise.
 
     Raises:
         ResumeError: If the checkpoint belongs to other data or another config.
+        CorruptStoreError: If it cannot be read.
     """
-    out, path = job.config.out, job.config.out / LAST
-    if fresh or not path.exists():
+    saved = None if fresh else _load_last(job, renew=renew)
+    if saved is None:
         job.fabric.barrier()  # all ranks have looked before rank 0 clears
         if job.fabric.is_global_zero:
             _clear_run(job)
         return RunState()
-    saved = load_checkpoint(path)
-    check_same_run(saved["run"], describe_run(job.config, job.store, job.objective), path)
+    return _restore(job, saved)
+
+
+def _load_last(job: Job, *, renew: bool) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from; None without one, or where `renew` gives it up."""
+    path = job.config.out / LAST
+    if not path.exists():
+        return None
+    try:
+        saved = load_checkpoint(path)
+        check_same_run(saved["run"], describe_run(job.config, job.store, job.objective), path)
+        if renew and saved["state"]["best_epoch"]:
+            load_checkpoint(path.with_name(BEST))  # without it nothing could be evaluated
+    except (ResumeError, CorruptStoreError, CheckpointNotFoundError) as error:
+        if not renew:
+            raise
+        log.warning("starting over: %s", error)
+        return None
+    return saved
+
+
+def _restore(job: Job, saved: dict[str, Any]) -> RunState:
+    """Put everything that a checkpoint holds back in its place."""
     state = RunState(**{f.name: saved["state"][f.name] for f in fields(RunState)})
     job.model.load_state_dict(saved["model"])
     job.optimizer.load_state_dict(saved["optimizer"])
@@ -136,7 +167,7 @@ def resume_run(job: Job, *, fresh: bool) -> RunState:
         job.stream.load_state_dict(state.stream)
     if not restore_rng(job.fabric, saved["rng"]):
         log.warning("another number of ranks: same batches, but dropout draws other masks")
-    log.info("resumed %s at epoch %d, step %d", out, state.epoch, state.step)
+    log.info("resumed %s after %d epochs, at step %d", job.config.out, state.epoch, state.step)
     return state
 
 
@@ -149,6 +180,25 @@ def save_run(job: Job, state: RunState, name: str) -> None:
         "run": describe_run(job.config, job.store, job.objective),
     }  # fmt: skip
     save_checkpoint(job.fabric, job.config.out / name, parts)
+
+
+def sum_up(job: Job, state: RunState, *, interrupted: bool, seconds: float) -> TrainResult:
+    """Return what a run that has ended came to."""
+    status = "interrupted" if interrupted else state.status(job.config)
+    log.info("%s after %d epochs, %d steps, %.1f s", status, state.epoch, state.step, seconds)
+    return TrainResult(
+        out=job.config.out,
+        status=status,
+        epochs=state.epoch,
+        steps=state.step,
+        best_epoch=state.best_epoch,
+        best_loss=state.best_loss if math.isfinite(state.best_loss) else None,
+        seconds=seconds,
+        history=tuple(state.history),
+        store_version=job.store.version,
+        device=str(job.fabric.device),
+        digest=digest_run(describe_run(job.config, job.store, job.objective)),
+    )
 
 
 def _clear_run(job: Job) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from rich.progress import Progress
@@ -16,9 +15,9 @@ from shards.errors import TrialShardsError
 from training.build import move_batch
 from training.checkpoint import BEST, LAST
 from training.config import TrainConfig
-from training.job import Job, prepare_job, resume_run, save_run
+from training.job import Job, prepare_job, resume_run, save_run, sum_up
 from training.loss import row_losses, step_loss
-from training.record import Recorder
+from training.record import Observer, Observers, Recorder
 from training.state import (
     RunState,
     StopSignal,
@@ -27,8 +26,6 @@ from training.state import (
     sum_dtype,
     watch_signals,
 )
-
-log = logging.getLogger(__name__)
 
 
 class TrainingDivergedError(TrialShardsError, ArithmeticError):
@@ -39,8 +36,10 @@ def train(
     config: TrainConfig,
     *,
     fresh: bool = False,
+    renew: bool = False,
     progress: Progress | None = None,
-    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_metrics: Observer | None = None,
+    on_step: Observer | None = None,
 ) -> TrainResult:
     """Train, or go on training, the model of a config; checkpoints, logs and history go to `out`.
 
@@ -49,31 +48,29 @@ def train(
     Args:
         config: What to train.
         fresh: Start over even if `out` holds a checkpoint.
+        renew: Start over if the checkpoint there cannot be gone on from.
         progress: A bar to move (see `progress_bar`).
         on_metrics: Called on rank 0 with (step, metrics) after each epoch.
+        on_step: Called likewise now and then within an epoch (`record.OBSERVE_EVERY_S`).
 
     Raises:
         ResumeError: If `out` holds a checkpoint of other data or another config.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         InvalidSpecError: If the config does not fit the store.
     """
-    started = time.perf_counter()
-    job = prepare_job(config)
-    state = resume_run(job, fresh=fresh)
+    began_s, job = time.perf_counter(), prepare_job(config)
+    state = resume_run(job, fresh=fresh, renew=renew)
     batches = endless(job.stream)
-    with watch_signals() as stop, Recorder(job, state, progress) as recorder:
+    recorder = Recorder(job, state, progress, Observers(on_metrics, on_step))
+    with recorder, watch_signals() as stop:
         while state.status(config) == "running":
             train_epoch(job, state, batches, stop=stop, recorder=recorder)
             val_loss = validate(job, stop)
             if stop.agreed:
                 save_run(job, state, LAST)
                 break
-            metrics = finish_epoch(job, state, val_loss, recorder=recorder)
-            if on_metrics is not None and job.fabric.is_global_zero:
-                on_metrics(state.step, metrics)
-    seconds = time.perf_counter() - started
-    log.info("ended after %d epochs, %d steps, %.1f s", state.epoch, state.step, seconds)
-    return TrainResult.of(config, state, interrupted=stop.agreed, seconds=seconds)
+            finish_epoch(job, state, val_loss, recorder=recorder)
+    return sum_up(job, state, interrupted=stop.agreed, seconds=time.perf_counter() - began_s)
 
 
 def train_epoch(
@@ -125,9 +122,7 @@ def validate(job: Job, stop: StopSignal) -> float | None:
     return total / weight if weight else None
 
 
-def finish_epoch(
-    job: Job, state: RunState, val_loss: float | None, *, recorder: Recorder
-) -> dict[str, float]:
+def finish_epoch(job: Job, state: RunState, val_loss: float | None, *, recorder: Recorder) -> None:
     """Close the epoch's books: metrics, best, checkpoints.
 
     Raises:
@@ -148,7 +143,6 @@ def finish_epoch(
         save_run(job, state, BEST)
     save_run(job, state, LAST)
     recorder.epoch(metrics)
-    return metrics
 
 
 def endless(stream: TrialStream) -> Iterator[Batch]:

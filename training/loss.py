@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from loaders import Batch
 from training.model import last_seen
-from training.target import Objective
+from training.target import BINARY, Objective
 
 
 def step_loss(output: Tensor, batch: Batch, objective: Objective, world_size: int = 1) -> Tensor:
@@ -32,7 +32,7 @@ def row_losses(output: Tensor, batch: Batch, objective: Objective) -> tuple[Tens
     """Return `[B]` losses and `[B]` whether the row has any target; a row without one has loss 0.
 
     Args:
-        output: What the model returns, standardised.
+        output: What the model returns, standardised or as logits.
         batch: Its targets; NaN (or a negative class) is a missing target.
         objective: Which loss, in which units.
     """
@@ -43,9 +43,9 @@ def row_losses(output: Tensor, batch: Batch, objective: Objective) -> tuple[Tens
         return torch.where(there_B, loss_B, 0.0), there_B
     target = standardise(batch, objective)
     mask = torch.isfinite(target) & _wanted_steps(batch, objective)
-    # Masked before it is squared: the square of NaN has gradient NaN, whatever masks it later.
-    error = torch.where(mask, output.reshape(target.shape) - target, 0.0)
-    loss = error.square() if objective.loss == "mse" else _huber(error)
+    # Masked before the loss: the square of NaN has gradient NaN, whatever masks it later.
+    said, target = (torch.where(mask, x, 0.0) for x in (output.reshape(target.shape), target))
+    loss = torch.where(mask, _element_losses(said, target, objective.loss), 0.0)
     n_B = mask.flatten(1).sum(1)
     return loss.flatten(1).sum(1) / n_B.clamp(min=1), n_B > 0
 
@@ -58,7 +58,12 @@ def standardise(batch: Batch, objective: Objective) -> Tensor:
 
 
 def to_target_units(output: Tensor, batch: Batch, objective: Objective) -> Tensor:
-    """Undo `standardise`: what the network says `[B, ..., K]`, in the units of the targets."""
+    """Undo `standardise`: what the network says `[B, ..., K]`, in the units of the targets.
+
+    Of a binary target that is the probability of 1.
+    """
+    if objective.loss == BINARY:
+        return output.sigmoid()
     mean, sd = (output.new_tensor(part) for part in (objective.mean, objective.sd))
     return output * sd + mean + _base(batch, objective)
 
@@ -79,6 +84,13 @@ def _wanted_steps(batch: Batch, objective: Objective) -> Tensor:
         return batch.valid[:, :, None]
     step_L = torch.arange(batch.valid.shape[1], device=batch.valid.device)
     return (step_L == batch.lengths[:, None] - 1)[:, :, None]
+
+
+def _element_losses(said: Tensor, target: Tensor, loss: str) -> Tensor:
+    if loss == BINARY:
+        # From logits: log(sigmoid(-100)) is no number, softplus(100) is one.
+        return functional.binary_cross_entropy_with_logits(said, target, reduction="none")
+    return (said - target).square() if loss == "mse" else _huber(said - target)
 
 
 def _huber(error: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Self
 
 from lightning_fabric.loggers.csv_logs import CSVLogger
@@ -27,6 +28,23 @@ from training.state import RunState
 
 # Reading the loss waits for the device, so only now and then.
 LOG_EVERY_STEPS = 50
+# Who watches from afar wants to know that it runs, and no log of a million lines.
+OBSERVE_EVERY_S = 10.0
+
+Observer = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who is told (step, metrics) on rank 0.
+
+    Attributes:
+        on_metrics: After each epoch.
+        on_step: Every `OBSERVE_EVERY_S` seconds within one: epoch, place, loss and rate.
+    """
+
+    on_metrics: Observer | None = None
+    on_step: Observer | None = None
 
 
 class RateColumn(ProgressColumn):
@@ -55,14 +73,23 @@ class Recorder:
         job: The run; other ranks than 0 record nothing.
         state: Where it starts.
         progress: A bar, or None.
+        observers: Whom to tell.
     """
 
-    def __init__(self, job: Job, state: RunState, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        state: RunState,
+        progress: Progress | None,
+        observers: Observers,
+    ) -> None:
         self.job, self.state = job, state
         first = job.fabric.is_global_zero
+        self.observers = observers if first else Observers()
         self.progress = progress if first else None
         self.loggers = _open_loggers(job, state) if first else []
         self.task = TaskID(0)
+        self._started_s = self._observed_s = 0.0
         if self.progress is not None:
             n_steps = job.config.epochs * job.n_steps
             self.task = self.progress.add_task("", total=n_steps, completed=state.step)
@@ -81,6 +108,21 @@ class Recorder:
             self.progress.advance(self.task)
         if self.loggers and self.state.step % LOG_EVERY_STEPS == 0:
             self.loggers[0].log_metrics({"step_loss": float(loss.detach())}, self.state.step)
+        if self.observers.on_step is not None:
+            self._observe(self.observers.on_step, loss)
+
+    def _observe(self, on_step: Observer, loss: Tensor) -> None:
+        now_s = time.perf_counter()
+        if now_s - self._observed_s >= OBSERVE_EVERY_S:
+            self._observed_s = now_s
+            metrics = {
+                "epoch": self.state.epoch + 1.0,
+                "step_in_epoch": float(self.state.step_in_epoch),
+                "steps_per_epoch": float(self.job.n_steps),
+                "step_loss": float(loss.detach()),
+                "rows_per_s": self.pace()["rows_per_s"],
+            }
+            on_step(self.state.step, metrics)
 
     def pace(self) -> dict[str, float]:
         """Return seconds since the epoch began, validation too, and training rows per second."""
@@ -94,9 +136,12 @@ class Recorder:
             logger.log_metrics(dict(metrics), self.state.step)
             logger.save()
         self._start_epoch()
+        if self.observers.on_metrics is not None:
+            self.observers.on_metrics(self.state.step, metrics)
 
     def _start_epoch(self) -> None:
         self._started_s, self._started_step = time.perf_counter(), self.state.step
+        self._observed_s = self._started_s
         if self.progress is not None:
             epochs = self.job.config.epochs
             text = f"epoch {min(self.state.epoch + 1, epochs)}/{epochs}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from training.config import TrainConfig
 
 # Ranks ask each other for signals only now and then: each asking is a synchronisation.
 AGREE_EVERY_STEPS = 16
+# Ctrl-C reaches every process of a terminal, and a parent then forwards it: one wish, two signals.
+SAME_WISH_S = 2.0
 
 
 @dataclass
@@ -115,14 +118,19 @@ class StopSignal:
 
 @contextmanager
 def watch_signals() -> Iterator[StopSignal]:
-    """Turn the first SIGINT or SIGTERM into a flag; the second acts as it did before."""
+    """Turn the first SIGINT or SIGTERM into a flag; one that comes later acts as it did before."""
     stop = StopSignal()
     before: dict[signal.Signals, Any] = {}
+    first_s = 0.0
 
-    def request(*_: object) -> None:
+    def request(number: int, _: object) -> None:
+        nonlocal first_s
+        first_s = first_s or time.monotonic()
+        if stop.requested and time.monotonic() - first_s > SAME_WISH_S:
+            for known, handler in before.items():
+                signal.signal(known, handler)
+            signal.raise_signal(number)
         stop.requested = True
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     if threading.current_thread() is threading.main_thread():  # Python allows no other
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -147,6 +155,9 @@ class TrainResult:
         best_loss: Its validation loss, standardised; None without validation.
         seconds: Time of this call.
         history: Metrics of each epoch.
+        store_version: What it was trained on.
+        device: Where, such as `cuda:0`.
+        digest: Of config and train data; runs that may go on from each other share it.
     """
 
     out: Path
@@ -157,19 +168,12 @@ class TrainResult:
     best_loss: float | None
     seconds: float
     history: tuple[dict[str, float], ...]
+    store_version: str
+    device: str
+    digest: str
 
-    @classmethod
-    def of(
-        cls, config: TrainConfig, state: RunState, *, interrupted: bool, seconds: float
-    ) -> TrainResult:
-        """Sum up a run that has ended."""
-        return cls(
-            out=config.out,
-            status="interrupted" if interrupted else state.status(config),
-            epochs=state.epoch,
-            steps=state.step,
-            best_epoch=state.best_epoch,
-            best_loss=state.best_loss if math.isfinite(state.best_loss) else None,
-            seconds=seconds,
-            history=tuple(state.history),
-        )
+    def rows_per_s(self) -> float | None:
+        """Return the mean rate over all epochs, None without one."""
+        seconds = sum(row["seconds"] for row in self.history)
+        n_rows = sum(row["rows_per_s"] * row["seconds"] for row in self.history)
+        return n_rows / seconds if seconds else None

@@ -15,18 +15,19 @@ from training.config import TrainConfig
 from training.model import last_seen
 
 Float64 = npt.NDArray[np.float64]
+BINARY = "binary_cross_entropy"
 # Windows that tell how much a channel changes over the horizon; more would not move the scale.
 N_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The target of one run. The network predicts `(target - mean - base) / sd`.
+    """The target of one run. The network predicts `(target - mean - base) / sd`, or a logit.
 
     Attributes:
         kind: `forecast`, `per_step`, `per_trial` or `class`.
         columns: Names of the targets.
-        loss: `mse`, `huber` or `cross_entropy`.
+        loss: `mse`, `huber`, `cross_entropy` or `binary_cross_entropy`.
         last_only: Per-step loss on the last valid step alone.
         clip: Bounds for training targets, physical units; infinite where there is none.
         base: Channels whose last seen value is the base of a forecast, one per column; without,
@@ -54,18 +55,21 @@ def choose_objective(config: TrainConfig, train: TrialStream) -> Objective:
         train: The train windows, all ranks' share of them, so that every rank finds the same.
 
     Raises:
-        InvalidSpecError: If the config asks for what this kind of target cannot do.
+        InvalidSpecError: If the config asks for what this kind of target cannot do, or a target
+            that shall be binary is not.
     """
     schema, target = train.target, config.target
     kind = "class" if schema.classes is not None else schema.kind
     loss = target.loss or ("cross_entropy" if kind == "class" else "mse")
     _check_target(kind, config, loss)
+    if loss == BINARY:
+        check_binary(train.store, config.data.train_split, config.data.validation_split)
     low, high = target.clip or (None, None)
     base = target_channels(train.store) if kind == "forecast" and config.model.residual else ()
     mean, sd = np.zeros(1), np.ones((1, 1))
     if base:
         sd = change_scale(train, base)
-    elif kind in ("per_step", "per_trial"):
+    elif kind in ("per_step", "per_trial") and loss != BINARY:
         mean, column_sd = target_statistics(train.store, config.data.train_split)
         sd = column_sd[None]
     return Objective(
@@ -82,10 +86,12 @@ def choose_objective(config: TrainConfig, train: TrialStream) -> Objective:
 
 def _check_target(kind: str, config: TrainConfig, loss: str) -> None:
     target = config.target
+    losses = {"class": ("cross_entropy",), "per_step": ("mse", "huber", BINARY)}
+    clips = kind in ("per_step", "per_trial") and loss != BINARY
     checks = (
-        ("loss", loss, (loss == "cross_entropy") == (kind == "class"),
-         "cross_entropy for classes, mse or huber for values"),
-        ("clip", target.clip, target.clip is None or kind in ("per_step", "per_trial"),
+        ("loss", loss, loss in losses.get(kind, ("mse", "huber")),
+         f"cross_entropy for classes, mse or huber for values, {BINARY} for 0 or 1 per step"),
+        ("clip", target.clip, target.clip is None or clips,
          "null: only values per step or per trial are clipped"),
         ("loss_on", target.loss_on, target.loss_on == "all" or kind == "per_step",
          "all: there is one prediction per window anyway"),
@@ -95,6 +101,25 @@ def _check_target(kind: str, config: TrainConfig, loss: str) -> None:
             raise InvalidSpecError(
                 f"target.{name} is {got!r} for a target of kind {kind}; wanted {wanted}. "
                 f"Mend target.{name} in the training config."
+            )
+
+
+def check_binary(store: Store, *splits: str | None) -> None:
+    """Refuse targets per step that are neither 0 nor 1 nor missing.
+
+    Raises:
+        InvalidSpecError: Naming the first such trial, column and value.
+    """
+    wanted = [store.split_code(split) for split in splits if split in store.manifest.splits]
+    for number in np.flatnonzero(np.isin(store.index.split, wanted)).tolist():
+        rows = store.trial_rows(number, "targets")
+        wrong = ~((rows == 0) | (rows == 1) | np.isnan(rows))
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise InvalidSpecError(
+                f"target.loss is {BINARY!r}, but {store.manifest.target.columns[column]!r} of "
+                f"trial {store.index.id_of(number)!r} is {rows[row, column]:g} at row {row}; "
+                "wanted 0, 1 or missing. Take target.loss mse, or derive a column of 0 and 1."
             )
 
 

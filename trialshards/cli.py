@@ -1,4 +1,4 @@
-"""`trialshards build | inspect | verify | train`.
+"""`trialshards build | inspect | verify | train | evaluate`.
 
 Rooms are imported inside the commands: `trialshards --help` must not wait for torch.
 """
@@ -10,11 +10,14 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shards.errors import TrialShardsError
+
+if TYPE_CHECKING:
+    from training import TrainConfig
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -95,31 +98,80 @@ def verify(store: Path, version: str | None) -> None:
     click.echo(f"{store}: every byte is as promised.")
 
 
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command what names a run: CONFIG and the fields that may be overridden."""
+    for option in (
+        click.option("--out", type=FOLDER, help="Override the run folder."),
+        click.option("--seed", type=int, help="Override the seed of the weights."),
+        click.argument("config", type=FILE),
+    ):
+        command = option(command)
+    return command
+
+
+def _read_config(path: Path, seed: int | None, out: Path | None) -> TrainConfig:
+    from training.config import TrainConfig
+
+    changes = {"seed": seed, "out": out.resolve() if out else None}
+    known = {name: value for name, value in changes.items() if value is not None}
+    return TrainConfig.read(path).model_copy(update=known)
+
+
 @main.command()
-@click.argument("config", type=FILE)
+@_run_options
 @click.option("--fresh", is_flag=True, help="Forget checkpoints of an earlier run.")
-@click.option("--seed", type=int, help="Override the seed of the weights.")
-@click.option("--out", type=FOLDER, help="Override the run folder.")
+@click.option("--renew", is_flag=True, help="Forget them only if data or config are other ones.")
+@click.option("--no-evaluate", is_flag=True, help="Only train; `trialshards evaluate` scores.")
 @_plain_errors
-def train(config: Path, fresh: bool, seed: int | None, out: Path | None) -> None:
+def train(
+    config: Path, seed: int | None, out: Path | None, fresh: bool, renew: bool, no_evaluate: bool
+) -> None:
     """Train and evaluate the model that CONFIG describes; a killed run goes on where it was."""
-    from training import TrainConfig, evaluate, progress_bar
+    if fresh and renew:
+        raise click.UsageError(
+            "--fresh and --renew contradict each other: --fresh starts over in any case, --renew "
+            "only if data or config are other ones. Give one of them."
+        )
+    loaded = _read_config(config, seed, out)  # before torch: a typo is told at once
+    from training import evaluate, progress_bar
     from training import train as train_model
     from training.memory import keep_freed_memory
+    from trialshards.pipes import open_reporter
     from trialshards.report import print_training
 
     keep_freed_memory()
-    loaded = TrainConfig.read(config)
-    changes = {"seed": seed, "out": out.resolve() if out else None}
-    loaded = loaded.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    with progress_bar() as progress:
-        result = train_model(loaded, fresh=fresh, progress=progress)
-    if result.status == "interrupted":
-        raise click.ClickException(
-            f"stopped after {result.steps} steps; a checkpoint is in {result.out}. "
-            "Run the same command without --fresh to go on."
-        )
-    print_training(loaded, result, evaluate(loaded))
+    with open_reporter(loaded.epochs) as told, progress_bar() as progress:
+        result = train_model(
+            loaded, fresh=fresh, renew=renew, progress=progress,
+            on_metrics=told.on_metrics, on_step=told.on_step,
+        )  # fmt: skip
+        if result.status == "interrupted":
+            raise click.ClickException(
+                f"stopped after {result.steps} steps; a checkpoint is in {result.out}. "
+                "Run the same command without --fresh to go on."
+            )
+        told.report_training(result)
+    print_training(loaded, result, None if no_evaluate else evaluate(loaded))
+
+
+@main.command()
+@_run_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@_plain_errors
+def evaluate(config: Path, seed: int | None, out: Path | None, as_json: bool) -> None:
+    """Score the best weights of the run that CONFIG describes; writes tables and plots."""
+    loaded = _read_config(config, seed, out)
+    from training import evaluate as evaluate_run
+    from trialshards.pipes import open_reporter
+    from trialshards.report import print_evaluation
+
+    with open_reporter() as told:
+        evaluation = evaluate_run(loaded)
+        told.report_evaluation(evaluation)
+    if as_json:
+        click.echo(json.dumps(evaluation.as_dict(), indent=2))
+    else:
+        print_evaluation(loaded, evaluation)
 
 
 if __name__ == "__main__":

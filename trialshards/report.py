@@ -101,7 +101,7 @@ def print_build(report: BuildReport) -> None:
     )
 
 
-def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluation) -> None:
+def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluation | None) -> None:
     """Print what a training job came to: data, errors beside the baseline's, where things lie."""
     from shards import Store
 
@@ -114,6 +114,15 @@ def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluat
         highlight=False,
         soft_wrap=True,
     )
+    if evaluation is None:
+        _print_places(console, config)
+    else:
+        print_evaluation(config, evaluation)
+
+
+def print_evaluation(config: TrainConfig, evaluation: Evaluation) -> None:
+    """Print errors beside the baseline's, and where things lie."""
+    console = Console()
     where = "last row of each trial" if evaluation.at == "last" else "every window"
     console.print(
         f"{evaluation.split} split, {where}, {evaluation.n_trials:,} trials, physical units:",
@@ -121,9 +130,13 @@ def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluat
         soft_wrap=True,
     )
     console.print(_error_table(evaluation, _units(config)))
-    console.print(f"store        {config.store}", highlight=False, soft_wrap=True)
-    console.print(f"checkpoints  {result.out}", highlight=False, soft_wrap=True)
+    _print_places(console, config)
     console.print(f"plots        {evaluation.folder}", highlight=False, soft_wrap=True)
+
+
+def _print_places(console: Console, config: TrainConfig) -> None:
+    console.print(f"store        {config.store}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoints  {config.out}", highlight=False, soft_wrap=True)
 
 
 def _units(config: TrainConfig) -> dict[str, str]:
@@ -141,6 +154,8 @@ def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
             shown = "" if naive is None else f"{naive:.3f}"
             table.add_row(name.replace("_", " "), f"{metrics[name]:.3f}", shown)
         return table
+    if "auroc" in metrics:
+        return _binary_table(evaluation)
     naive = f"RMSE of {evaluation.baseline}"
     table = Table("target", "unit", "RMSE", naive, "MAE", "skill", box=None, pad_edge=False)
     for name, part in metrics["by_column"].items():
@@ -150,6 +165,22 @@ def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
             f"{part['rmse']:.4g}",
             f"{part['naive_rmse']:.4g}",
             f"{part['mae']:.4g}",
+            f"{part['skill']:.3f}",
+        )
+    return table
+
+
+def _binary_table(evaluation: Evaluation) -> Table:
+    """Chance has an AUROC of .5, and an average precision equal to the share of ones."""
+    heads = ("target", "AUROC", "average precision", "share of ones", "RMSE", "skill")
+    table = Table(*heads, box=None, pad_edge=False)
+    for name, part in evaluation.metrics["by_column"].items():
+        table.add_row(
+            name,
+            f"{part['auroc']:.3f}",
+            f"{part['average_precision']:.3f}",
+            f"{part['positive_share']:.4f}",
+            f"{part['rmse']:.4g}",
             f"{part['skill']:.3f}",
         )
     return table

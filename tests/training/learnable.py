@@ -18,6 +18,7 @@ from training import TrainConfig
 TARGETS = {
     "forecast": TargetSchema("forecast", ("q", "p")),
     "per_step": TargetSchema("per_step", ("effort",)),
+    "binary": TargetSchema("per_step", ("rising",)),
     "per_trial": TargetSchema("per_trial", ("size",)),
     "class": TargetSchema("per_trial", ("tempo",), ("slow", "fast")),
 }
@@ -38,6 +39,10 @@ def trial(kind: str, i: int, seed: int) -> tuple[dict[str, np.ndarray[Any, Any]]
         effort = 100 + 30 * np.abs(clean[:, :1]) + 10 * clean[:, 1:]
         effort[rng.random(n) < 0.1] = np.nan
         arrays["targets"] = effort.astype(np.float32)
+    if kind == "binary":
+        rising = (clean[:, 1:] > 0.5 * size).astype(np.float32)
+        rising[rng.random(n) < 0.1] = np.nan
+        arrays["targets"] = rising
     label = {"per_trial": 50 * size, "class": float(fast)}.get(kind)
     return arrays, None if i in (4, 10, 11) else label  # one of each split
 

@@ -17,13 +17,21 @@ import pyarrow as pa
 from loaders import TrialStream
 from shards import Store
 from training import plots
+from training.binary import BinaryScores
 from training.build import build_model, open_stream, start_fabric
-from training.checkpoint import BEST, LAST, check_same_run, describe_run, load_checkpoint
+from training.checkpoint import (
+    BEST,
+    LAST,
+    check_same_run,
+    describe_run,
+    digest_run,
+    load_checkpoint,
+)
 from training.config import TrainConfig, choose_windows
 from training.predict import Predictions, Predictor
 from training.score import ErrorSums, class_errors, class_summary
 from training.tables import replacing_files, write_predictions, write_trial_errors
-from training.target import Objective
+from training.target import BINARY, Objective, check_binary, target_statistics
 
 log = logging.getLogger(__name__)
 FOLDER = "evaluation"
@@ -40,9 +48,12 @@ class Evaluation:
         baseline: What it is compared with.
         n_trials: Trials with at least one scored element.
         epoch: Number of the epoch whose weights were used.
-        metrics: RMSE, MAE, skill, by column (values), or accuracies (classes).
+        metrics: RMSE, MAE, skill, by column (values; binary ones add AUROC, average precision,
+            log loss and the share of ones), or accuracies (classes).
         folder: Where the files are: `metrics.json`, `predictions.parquet`,
             `errors_by_trial.csv` and three plots.
+        store_version: What it was scored on.
+        digest: Of config and data of the run, epoch, and what was scored.
     """
 
     split: str
@@ -53,6 +64,8 @@ class Evaluation:
     epoch: int
     metrics: dict[str, Any]
     folder: Path
+    store_version: str
+    digest: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `metrics.json` holds."""
@@ -70,18 +83,18 @@ def evaluate(config: TrainConfig, *, checkpoint: Path | None = None) -> Evaluati
     Raises:
         CheckpointNotFoundError: If there is none.
         ResumeError: If it belongs to other data or another config.
-        InvalidSpecError: If the split has no window.
+        InvalidSpecError: If the split has no window, or targets are not as the loss wants them.
     """
     store = Store(config.store, config.version)
     path = checkpoint or config.out / BEST
     saved = load_checkpoint(path)
     objective = Objective(**saved["run"]["objective"])
     check_same_run(saved["run"], describe_run(config, store, objective), path)
-    stream = open_evaluation(store, config)
+    stream = open_evaluation(store, config, objective)
     parts = _predict(config, store, saved, objective=objective, stream=stream)
     with replacing_files(config.out / FOLDER) as folder:
         parts = write_predictions(parts, folder / "predictions.parquet", store, objective.columns)
-        sums, metrics = _score(parts, store, objective.columns)
+        sums, metrics = _score(parts, store, objective)
         trials = write_trial_errors(sums, store, folder / "errors_by_trial.csv")
         evaluation = Evaluation(
             split=config.evaluate.split,
@@ -92,23 +105,35 @@ def evaluate(config: TrainConfig, *, checkpoint: Path | None = None) -> Evaluati
             epoch=int(saved["state"]["epoch"]),
             metrics=metrics,
             folder=config.out / FOLDER,
+            store_version=store.version,
+            digest=_digest(config, store, saved),
         )
         _draw(evaluation, folder, _history(config, saved), trials=trials, columns=objective.columns)
         (folder / "metrics.json").write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n")
     return evaluation
 
 
+def _digest(config: TrainConfig, store: Store, saved: dict[str, Any]) -> str:
+    scored = config.evaluate.model_dump(mode="json")
+    data = store.manifest.fingerprints[config.evaluate.split]
+    return digest_run(saved["run"], epoch=saved["state"]["epoch"], scored=scored, data=data)
+
+
 def _score(
-    parts: Iterable[Predictions], store: Store, columns: tuple[str, ...]
+    parts: Iterable[Predictions], store: Store, objective: Objective
 ) -> tuple[ErrorSums, dict[str, Any]]:
     """Return the errors by trial, and the summary of the whole split."""
     classes = store.manifest.target.classes
-    sums, metrics = ErrorSums(len(store.index), columns), {}
+    sums, metrics = ErrorSums(len(store.index), objective.columns), {}
+    ranks = BinaryScores(objective.columns) if objective.loss == BINARY else None
     for part in parts:
         sums.add(part if classes is None else class_errors(part))
         if classes is not None:  # one part holds all trials
             metrics = class_summary(part, classes)
-    return sums, metrics or sums.summary()
+        if ranks is not None:
+            ranks.add(part)
+    metrics = metrics or sums.summary()
+    return sums, metrics if ranks is None else ranks.extend(metrics)
 
 
 def _history(config: TrainConfig, saved: dict[str, Any]) -> list[dict[str, float]]:
@@ -134,8 +159,10 @@ _BASELINES = {
 }
 
 
-def open_evaluation(store: Store, config: TrainConfig) -> TrialStream:
+def open_evaluation(store: Store, config: TrainConfig, objective: Objective) -> TrialStream:
     """Open the split to score; `at: last` needs stride 1, so that a window ends at the last row."""
+    if objective.loss == BINARY:
+        check_binary(store, config.evaluate.split)
     windows = choose_windows(config, store.manifest.windows)
     if config.evaluate.at == "last":
         windows = dataclasses.replace(windows, stride=1, short="pad")
@@ -166,6 +193,8 @@ def _predict(
 
 def naive_constant(store: Store, objective: Objective, train_split: str) -> tuple[float, ...]:
     """Return the train mean of each column, or the most frequent class of the train trials."""
+    if objective.loss == BINARY:  # the network says logits, so the objective has no mean
+        return tuple(target_statistics(store, train_split)[0].tolist())
     if objective.kind != "class":
         return objective.mean
     label = store.index.label[store.index.split == store.split_code(train_split)]
