@@ -5,8 +5,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 ARM := data/robot_arm
+PORT ?= 3000
+# Runs, events and schedules of `make demo` and `make ui`; set it to a folder with a dagster.yaml
+# of your own to keep them elsewhere, such as in PostgreSQL (deploy/README.md).
+export DAGSTER_HOME ?= $(CURDIR)/.dagster
+QUIET := --config-json '{"loggers": {"console": {"config": {"log_level": "INFO"}}}}'
 
-.PHONY: help setup demo demo-cmapss test lint format types bench bench-quick lock clean
+.PHONY: help setup home demo demo-cmapss demo-sepsis ui system test lint format bench bench-quick screenshots lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,16 +27,28 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## generate a robot-arm data set, build it, train an LSTM, report
+home: setup
+	@mkdir -p "$(DAGSTER_HOME)"
+	@test -f "$(DAGSTER_HOME)/dagster.yaml" || cp deploy/local/dagster.yaml "$(DAGSTER_HOME)/"
+
+demo: home  ## generate a robot-arm data set, build it, train an LSTM, report
 	$(BIN)/python $(ARM)/generate.py
-	$(BIN)/trialshards build $(ARM)/dataset.yaml --store $(ARM)/store
-	$(BIN)/trialshards train $(ARM)/train.yaml --fresh
+	$(BIN)/dg launch --job robot_arm $(QUIET)
+	@echo "make ui shows these runs, their tables and plots on http://127.0.0.1:$(PORT)"
 
-demo-cmapss: setup  ## the same for C-MAPSS FD001, whose files you get by data/cmapss/README.md
-	$(BIN)/trialshards build data/cmapss/fd001.yaml --store data/cmapss/store
-	$(BIN)/trialshards train data/cmapss/fd001_train.yaml --fresh
+demo-cmapss: home  ## the same for C-MAPSS FD001, whose files you get by data/cmapss/README.md
+	$(BIN)/dg launch --job cmapss_fd001 $(QUIET)
 
-test: setup lint  ## everything the gate checks
+demo-sepsis: home  ## the same for 20,336 patients, whose files you get by data/sepsis/README.md
+	$(BIN)/dg launch --job sepsis $(QUIET)
+
+ui: home  ## the web page, on this machine alone; stop it with Ctrl-C
+	$(BIN)/dg dev --host 127.0.0.1 --port $(PORT)
+
+system:  ## install Debian's PostgreSQL and Chromium, which some tests use (needs root)
+	@.ci/packages
+
+test: setup system lint  ## everything the gate checks
 	$(BIN)/python -m pytest
 
 lint: setup  ## style, types, import contracts
@@ -47,6 +64,11 @@ format: setup  ## rewrite the code in the house style
 bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/read.py
 
+	$(BIN)/python bench/dagster.py
+
+screenshots: home  ## pictures of the web page; two go to docs/pictures
+	$(BIN)/python tests/web/screenshots.py
+
 bench-quick: setup  ## the read benchmark at a size that takes seconds
 	$(BIN)/python bench/read.py --quick
 
@@ -59,4 +81,4 @@ lock:  ## write constraints.txt from a fresh environment
 	rm -rf .venv-lock
 
 clean:  ## remove what the targets made, except raw data
-	rm -rf .venv runs bench/scratch $(ARM)/store data/cmapss/store
+	rm -rf .venv .dagster runs bench/scratch data/*/store

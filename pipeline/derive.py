@@ -60,17 +60,11 @@ def derive_columns(
         return frame
     # NaN would satisfy `x > 0` and poison avg(x); SQL's word for a missing value is NULL. An
     # attribute that is named like the text column it came from takes its place as a number.
-    frame = frame.with_columns(cs.float().fill_nan(None))
-    frame = frame.with_columns(_literal(text).alias(name) for name, text in attributes.items())
-    for name, expression in expressions.items():
-        try:
-            column = expression.cast(pl.Float64).fill_nan(None)
-            frame = frame.with_columns(column.alias(name))
-        except pl.exceptions.PolarsError as error:
-            text = quote(str(error).split("\n", 1)[0])
-            raise RefusedError(
-                "derive_failed", f"derive.{name} failed on this trial: {text}.", column=name
-            ) from error
+    literals = [_literal(text).alias(name) for name, text in attributes.items()]
+    frame = frame.with_columns(cs.float().fill_nan(None), *literals)
+    for level in _levels(expressions):
+        frame = _evaluate(frame, level)
+    for name in expressions:
         infinite = frame[name].is_infinite()
         if infinite.any():
             row = int(infinite.arg_max() or 0)
@@ -78,6 +72,37 @@ def derive_columns(
                 "infinite", f"derive.{name} is infinite at row {row + 1}.", column=name
             )
     return frame
+
+
+def _levels(expressions: Mapping[str, pl.Expr]) -> list[dict[str, pl.Expr]]:
+    """Return the expressions in groups that can be evaluated at once, in the order given.
+
+    A call into polars costs far more than a short trial's arithmetic. A group ends where an
+    expression reads, or gives anew, a column that the group itself makes.
+    """
+    levels: list[dict[str, pl.Expr]] = [{}]
+    for name, expression in expressions.items():
+        made = levels[-1]
+        if name in made or made.keys() & set(expression.meta.root_names()):
+            levels.append({})
+        levels[-1][name] = expression
+    return levels
+
+
+def _evaluate(frame: pl.DataFrame, level: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    columns = {name: e.cast(pl.Float64).fill_nan(None) for name, e in level.items()}
+    try:
+        return frame.with_columns(**columns)
+    except pl.exceptions.PolarsError as error:
+        if len(level) > 1:  # one by one, to name the culprit
+            for name, expression in level.items():
+                frame = _evaluate(frame, {name: expression})
+            return frame
+        text = quote(str(error).split("\n", 1)[0])
+        raise RefusedError(
+            "derive_failed", f"derive.{next(iter(level))} failed on this trial: {text}.",
+            column=next(iter(level)),
+        ) from error  # fmt: skip
 
 
 def _literal(text: str) -> pl.Expr:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.derive import parse_expressions
 from pipeline.normalize import (
     MOMENTS,
     Affine,
@@ -178,6 +179,10 @@ def describe_lookahead(spec: DatasetSpec) -> list[str]:
         ahead.append("clean.missing: interpolate uses the next present value")
     if normalization_scope(spec) == "trial":
         ahead.append("normalize.scope: trial uses statistics of the whole trial")
-    inputs = {channel.name for channel in spec.channels} & set(spec.derive)
-    ahead += [f"derive.{name} sees the whole trial" for name in sorted(inputs)]
+    inputs = {channel.name for channel in spec.channels}
+    ahead += [
+        f"derive.{name} sees the whole trial"
+        for name, expression in sorted(parse_expressions(spec.derive).items())
+        if name in inputs and not expression.meta.is_column()  # a column under another name
+    ]
     return ahead

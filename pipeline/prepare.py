@@ -121,11 +121,18 @@ def _columns(
     places = {name: place for place, name in enumerate(recipe.layout.numeric)}
     if not recipe.expressions:
         return lambda names: table.numbers[:, [places[name] for name in names]]
-    frame = derive_columns(table.frame, recipe.expressions, attributes)
+    inputs = table.frame.select(recipe.derive_inputs)
+    frame = derive_columns(inputs, recipe.expressions, attributes)
 
     def stack(names: Sequence[str]) -> Float64:
-        parts = [frame[name].fill_null(np.nan).to_numpy() for name in names]
-        return np.stack(parts, axis=1) if parts else np.empty((frame.height, 0))
+        columns = np.empty((frame.height, len(names)))
+        for place, name in enumerate(names):
+            derived = name in recipe.expressions
+            # A null becomes NaN on the way out of polars.
+            columns[:, place] = (
+                frame[name].to_numpy() if derived else table.numbers[:, places[name]]
+            )
+        return columns
 
     return stack
 

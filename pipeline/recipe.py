@@ -32,6 +32,13 @@ class Recipe:
         return parse_expressions(self.spec.derive)
 
     @cached_property
+    def derive_inputs(self) -> list[str]:
+        """Columns of the files that `derive` reads: one at least, which tells the rows."""
+        read = [*self.layout.numeric, *self.layout.text]
+        needed = source_columns(self.expressions)
+        return [name for name in read if name in needed] or read[:1]
+
+    @cached_property
     def column_attributes(self) -> dict[str, str]:
         """Attribute -> the column it is read from."""
         return {

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from trialfolders import build_checked, delivered, quarantine_of, write_spec, write_trial
+from trialfolders import (
+    build_checked,
+    delivered,
+    quarantine_of,
+    write_spec,
+    write_trial,
+    write_trials,
+)
 
 from pipeline.build import build
 from pipeline.derive import derive_columns, parse_expressions, source_columns
@@ -214,3 +221,13 @@ def test_a_division_by_zero_never_reaches_a_store_as_infinity(tmp_path: Path):
     store = Store(tmp_path / "store")
     assert all(np.isfinite(rows).all() for rows in delivered(store).values())
     assert quarantine_of(store) == {"raw/a.csv": "infinite"}
+
+
+def test_a_computed_input_looks_ahead_and_a_renamed_column_does_not(tmp_path: Path):
+    write_trials(tmp_path, 5)
+    spec = write_spec(
+        tmp_path, channels=["x", "again", "highest"], derive={"again": "x", "highest": "max(x)"},
+        normalize={"method": "zscore", "scope": "train"},
+    )  # fmt: skip
+    report, _ = build_checked(spec, tmp_path / "store")
+    assert report.lookahead == ("derive.highest sees the whole trial",)
