@@ -62,6 +62,7 @@ def trial_shards_asset(room: Room) -> dg.AssetsDefinition:
         deps=[room.key("catalog")],
         partitions_def=room.partitions,
         retry_policy=dg.RetryPolicy(max_retries=1, delay=2),
+        pool=room.pool,
     )
     def trial_shards(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         built = build_partitions(context, room)
@@ -87,6 +88,7 @@ def training_set_asset(room: Room) -> dg.AssetsDefinition:
         ),
         code_version=pipeline_code_version(),
         deps=[room.key("trial_shards")],
+        pool=room.pool,
         check_specs=[spec.for_asset(room.key("training_set")) for spec in DRAFT_CHECKS],
     )
     def training_set(

@@ -74,6 +74,11 @@ class Room:
         }
 
     @property
+    def pool(self) -> str:
+        """Pool of the steps that write the store: of limit 1, however their runs were started."""
+        return f"{self.name}_store"
+
+    @property
     def tags(self) -> dict[str, str]:
         """Tags of every run."""
         return {DATASET_TAG: self.name}
