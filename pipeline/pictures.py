@@ -1,0 +1,299 @@
+"""Small PNGs of one version, for whoever looks at a build in a browser.
+
+What a picture shows is decided by plain functions; the rest is ink, without pyplot: no global
+state, no display. No other module of this room may import matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from pipeline.trials import Bool, Float32
+from shards import InvalidSpecError, Store
+from shards.windows import Int64, window_rows
+
+INK, PALE = "#444444", "#c9c9c9"
+COLORS = ("#1f6fb4", "#c8782a", "#4a9a62", "#8a5fa8", "#8c8c8c")
+LEGEND: Any = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+MOST_BARS, MOST_BINS, MOST_CHANNELS, MOST_LETTERS, BLOCK_ROWS = 40, 200, 3, 32, 65_536
+MOST_POINTS = 600  # a panel is no more pixels wide
+MOST_TRIALS, MOST_VALUES = 2_000, 1_000_000_000  # whose missing values are counted: in seconds
+MOST_BYTES = 25_000  # of a picture, which metadata carry as text
+
+
+def length_histogram(store: Store) -> bytes:
+    """Draw how long trials are, by split, against what a window needs."""
+    index, windows = store.index, store.manifest.windows
+    need = windows.length + windows.ahead
+    edges = length_edges(index.n_rows, need)
+    short, none = (index.n_rows < need).sum(), (index.n_windows == 0).sum()
+    title = f"{len(index):,} trials: {short:,} shorter than a window, {none:,} without any"
+    figure = _figure(3.5, title)
+    axes = figure.add_subplot(xlabel="rows of a trial", ylabel="trials")
+    below = np.zeros(len(edges) - 1, np.int64)
+    for code, split in enumerate(store.manifest.splits):
+        counts = np.histogram(index.n_rows[index.split == code], edges)[0]
+        color = COLORS[code % len(COLORS)]
+        bars = axes.bar(edges[:-1], counts, np.diff(edges), below, align="edge", color=color)
+        bars.set_label(f" {_plain(split)}: {counts.sum():,}")
+        below += counts
+    label = f"window: {windows.length:,}" + (f" + {windows.ahead:,} ahead" if windows.ahead else "")
+    axes.axvline(need, color=INK, linestyle="--", linewidth=1, label=label)
+    axes.locator_params(axis="y", integer=True)
+    if edges[-1] > 100 * edges[0]:
+        axes.set_xscale("log")
+    figure.legend(ncols=4, **LEGEND)
+    return _png(figure)
+
+
+def length_edges(n_rows: Int64, need: int) -> Int64:
+    """Return integer edges of bars over all lengths and `need`, by factors from two decades on."""
+    low, high = max(int(n_rows.min(initial=need)), 1), int(n_rows.max(initial=need)) + 1
+    if high > 100 * low:
+        return np.unique(np.ceil(np.geomspace(low, high, MOST_BARS + 1)).astype(np.int64))
+    step = -(-(high - low) // MOST_BARS)
+    return np.arange(low, high + step, step)
+
+
+def missing_map(store: Store) -> bytes:
+    """Draw which channels are missing in which trials."""
+    names, n_trials = [channel.name for channel in store.manifest.channels], len(store.index)
+    missing, n_rows, counted = missing_counts(store)
+    share = 100 * missing.sum(axis=1) / max(int(n_rows.sum()), 1)
+    what = "in the source" if store.manifest.observed else "after cleaning"
+    what = f"missing {what}: {len(names)} channels, {n_trials:,} trials"
+    what += f" ({counted.sum():,} of them counted)" if counted.sum() < n_trials else ""
+    if not missing.any():
+        return _png(_figure(0.5, f"No value is {what}"))
+    height = float(np.clip(1.4 + 0.12 * len(names), 2.2, 6.5))
+    figure = _figure(height, f"{share.mean():.3g} % of values {what}")
+    axes = figure.add_subplot(xlabel="trials, in the order of their ids")
+    picture = axes.imshow(
+        100 * missing / np.maximum(n_rows, 1), aspect="auto", interpolation="nearest",
+        cmap="Blues", extent=(0, n_trials, len(names) - 0.5, -0.5),
+        norm=PowerNorm(0.5, 0, 100),  # a root: one in a hundred is worth seeing
+    )  # fmt: skip
+    ticks = range(0, len(names), -(-len(names) // 45))
+    labels = [f"{_plain(names[i])}  {share[i]:.3g} %" for i in ticks]
+    axes.locator_params(axis="x", integer=True)
+    axes.set_yticks(ticks, labels, fontsize=8 if len(ticks) <= 20 else 6)
+    figure.colorbar(picture, ticks=[0, 1, 10, 25, 50, 100], pad=0.01, label="% missing")
+    return _png(figure)
+
+
+def evenly(n: int, most: int) -> Int64:
+    """Return at most `most` of the integers below `n`, evenly, both ends among them."""
+    return np.arange(min(n, most)) * (n - 1) // max(min(n, most) - 1, 1)
+
+
+def missing_counts(store: Store) -> tuple[Int64, Int64, Int64]:
+    """Count what trials miss, or where they are many or long, an even sample of them.
+
+    Returns:
+        Missing values `[channels, bins]`, rows `[bins]` and trials `[bins]`. Missing is what the
+        source did not hold, or, where a version has no `observed`, what cleaning left missing.
+    """
+    index, manifest, n_channels = store.index, store.manifest, len(store.manifest.channels)
+    affordable = MOST_VALUES * len(index) // max(int(index.n_rows.sum()) * n_channels, 1)
+    trials = evenly(len(index), min(MOST_TRIALS, max(affordable, 1)))
+    bins = np.arange(len(trials)) * min(len(trials), MOST_BINS) // max(len(trials), 1)
+    counted, n_rows = np.bincount(bins), np.bincount(bins, index.n_rows[trials]).astype(np.int64)
+    missing = np.zeros((len(counted), n_channels), np.int64)
+    if not manifest.observed and not manifest.counts.get("has_missing", True):
+        return missing.T, n_rows, counted
+    for place, trial in zip(bins.tolist(), trials.tolist(), strict=True):
+        for first in range(0, int(index.n_rows[trial]), BLOCK_ROWS):
+            # In blocks, because unpacked bits are eight times what is mapped.
+            seen = _seen(store, trial, slice(first, first + BLOCK_ROWS))
+            missing[place] += len(seen) - np.count_nonzero(seen, axis=0)
+    return missing.T, n_rows, counted
+
+
+def _seen(store: Store, trial: int, rows: slice) -> Bool:
+    """Return `[rows, channels]`: the source held the value, as far as the version knows."""
+    if not store.manifest.observed:
+        return np.asarray(~np.isnan(store.trial_rows(trial)[rows]))
+    packed, n_channels = store.trial_rows(trial, "observed")[rows], len(store.manifest.channels)
+    return np.unpackbits(packed, axis=1, count=n_channels, bitorder="little").astype(np.bool_)
+
+
+def sample_windows(store: Store, *, n: int = 4, seed: int = 0) -> bytes:
+    """Draw some train windows as a model gets them, and what it is to predict.
+
+    Solid is what the source held, dotted what cleaning filled in; a gap is delivered as 0.
+    """
+    windows, target = draw_windows(store, n, seed), store.manifest.target
+    if not windows:
+        return _png(_figure(0.5, "There is no window: the split train has none"))
+    names = [channel.name for channel in store.manifest.channels]
+    first = target.columns if target.kind == "forecast" else ()
+    shown = [names.index(name) for name in dict.fromkeys([*first, *names])][:MOST_CHANNELS]
+    n_lines, n_columns = -(-len(windows) // 2), min(len(windows), 2)
+    title = f"Train windows as delivered ({_method(store)}): {len(shown)} of {len(names)} channels"
+    figure = _figure(0.9 + 1.4 * n_lines, title)
+    for place, window in enumerate(windows, start=1):
+        _draw_window(figure.add_subplot(n_lines, n_columns, place), store, window, shown)
+    entries = [(names[column], color) for column, color in zip(shown, COLORS, strict=False)]
+    if target.kind == "forecast":
+        entries.append(("target rows", PALE))
+    elif target.kind == "per_step":
+        entries.append((f"{target.columns[0]} (right)", INK))
+    return _png(figure, entries)
+
+
+def draw_windows(store: Store, n: int, seed: int) -> list[tuple[int, int, int]]:
+    """Return `(trial, first row, valid rows)` of `n` train windows, each equally likely."""
+    index, splits = store.index, store.manifest.splits
+    train = np.flatnonzero(index.split == (splits.index("train") if "train" in splits else -1))
+    n_windows = index.n_windows[train]
+    ends, total = np.cumsum(n_windows, dtype=np.int64), int(n_windows.sum())
+    chosen = np.sort(np.random.default_rng(seed).choice(total, min(n, total), replace=False))
+    place = np.searchsorted(ends, chosen, side="right")
+    number = chosen - (ends - n_windows)[place]
+    start, n_valid = window_rows(index.n_rows[train[place]], number, store.manifest.windows)
+    return list(zip(train[place].tolist(), start.tolist(), n_valid.tolist(), strict=True))
+
+
+def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: list[int]) -> None:
+    (trial, start, n_valid), spec, target = window, store.manifest.windows, store.manifest.target
+    rows = slice(start, start + n_valid + spec.ahead)
+    values, seen = deliver(store, trial, rows), _seen(store, trial, rows)
+    first = n_valid + spec.horizon - 1
+    for column, color in zip(shown, COLORS, strict=False):
+        line = values[:, column]
+        _trace(axes, start, line[:n_valid], color, style=":")
+        _trace(axes, start, np.where(seen[:, column], line, np.nan)[:n_valid], color)
+        if target.kind == "forecast" and store.manifest.channels[column].name in target.columns:
+            _trace(axes, start + first, line[first:], color)
+    title = f"{_plain(store.index.id_of(trial))}, from row {start:,}"
+    title += "" if n_valid == spec.length else f" ({n_valid:,} of {spec.length:,} rows)"
+    if target.kind == "forecast":
+        axes.axvspan(start + first - 0.5, rows.stop - 0.5, color=PALE, alpha=0.5, zorder=0)
+    elif target.kind == "per_step":
+        _trace(axes.twinx(), start, store.trial_rows(trial, "targets")[rows, 0], INK)
+    else:
+        label, classes = float(store.index.label[trial]), target.classes
+        named = f"{label:g}" if classes is None or np.isnan(label) else _plain(classes[int(label)])
+        title += f": {_plain(target.columns[0])} = {named}"
+    axes.set_title(title, fontsize=8)
+
+
+def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> bytes:
+    """Draw a channel (by default `uneven_channel`) of some trials, physical and as delivered.
+
+    Raises:
+        InvalidSpecError: If there is no such channel.
+    """
+    names = [known.name for known in store.manifest.channels]
+    if channel not in (None, *names):
+        raise InvalidSpecError(f"no channel {channel!r}; the version has: {', '.join(names)}.")
+    column = uneven_channel(store) if channel is None else names.index(channel)
+    (offset, scale), unit = store.physical_affine(), store.manifest.channels[column].unit
+    figure, entries = _figure(3.5), []
+    left, right = figure.subplots(1, 2, sharex=True)
+    for place, trial in enumerate(evenly(len(store.index), n).tolist()):
+        color, own = COLORS[place % len(COLORS)], trial % len(scale)
+        line = deliver(store, trial)[:, column]
+        _trace(left, 0, line * scale[own, column] + offset[own, column], color)
+        _trace(right, 0, line, color)
+        entries.append((store.index.id_of(trial), color))
+    left.set_title(_plain(names[column]) + (f" [{_plain(unit)}]" if unit else ""), fontsize=9)
+    right.set_title(f"as delivered ({_method(store)})", fontsize=9)
+    return _png(figure, entries)
+
+
+def uneven_channel(store: Store) -> int:
+    """Return the channel whose level differs most from trial to trial, against its own spread.
+
+    It looks at 64 trials, and 1,000 rows of each. A channel that is constant in each trial shows
+    nothing of a normalization: it comes last but for one without values.
+    """
+    (offset, scale), levels, spreads = store.physical_affine(), [], []
+    for trial in evenly(len(store.index), 64).tolist():
+        rows = slice(None, None, int(store.index.n_rows[trial]) // 1000 + 1)
+        own, some = trial % len(scale), deliver(store, trial, rows).astype(np.float64)
+        present = np.ma.masked_invalid(some * scale[own] + offset[own])
+        levels.append(present.mean(axis=0))
+        spreads.append(present.var(axis=0) * (np.ma.ptp(present, axis=0) > 0))
+    between, within = np.ma.stack(levels).var(axis=0), np.ma.stack(spreads).mean(axis=0)
+    ratio, spread = (between / (between + within)).filled(0), within.filled(-1)
+    return int(np.where(spread > 0, ratio, spread - 1).argmax())
+
+
+def deliver(store: Store, trial: int, rows: slice = slice(None)) -> Float32:
+    """Return rows of a trial, `[rows, channels]`, as a model gets them, but with NaN for a gap."""
+    affine, values = store.delivery_affine(), store.trial_rows(trial)[rows]
+    return values if affine is None else (values - affine[0]) * affine[1]
+
+
+def extreme_places(line: Float32, most: int) -> Int64:
+    """Return at most `most` places to draw a line by that lose neither a peak nor a trough.
+
+    Of each stretch they are the lowest and the highest value; one without values stays a gap.
+    """
+    if len(line) <= most:
+        return np.arange(len(line))
+    size = -(-len(line) // (most // 2))
+    first = np.arange(0, len(line), size)
+    stretches = np.full((len(first), size), np.nan)
+    stretches.reshape(-1)[: len(line)] = line
+    low = np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
+    high = np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
+    return np.unique(np.concatenate([first + low, first + high]))
+
+
+def _trace(axes: Axes, start: int, line: Float32, color: str, *, style: str = "-") -> None:
+    places = extreme_places(line, MOST_POINTS)
+    drawn = line[places]
+    absent = np.isnan(np.concatenate([[np.nan], drawn, [np.nan]]))
+    alone = np.flatnonzero(absent[:-2] & ~absent[1:-1] & absent[2:])  # no line reaches these
+    axes.plot(start + places, drawn, style, color=color, linewidth=1)
+    axes.plot(start + places[alone], drawn[alone], ".", color=color, markersize=4)
+    axes.tick_params(labelsize=7)
+    axes.locator_params(axis="x", integer=True)
+
+
+def _figure(height: float, title: str = "") -> Figure:
+    figure = Figure(figsize=(7, height), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _png(figure: Figure, entries: list[tuple[str, str]] | None = None) -> bytes:
+    """Return the figure in as many colours as its bytes allow: noise is all edges, and large."""
+    if entries:
+        fitting = 110 // (8 + max(len(_plain(name)) for name, _ in entries))
+        # The space: matplotlib leaves out a label that begins with an underscore.
+        lines = [Line2D([], [], color=c, linewidth=3, label=f" {_plain(s)}") for s, c in entries]
+        figure.legend(handles=lines, ncols=fitting, **LEGEND)
+    figure.savefig(raw := io.BytesIO(), format="png")
+    picture = Image.open(raw).convert("RGB")
+    for n_colors in (128, 64, 32, 16):
+        out = io.BytesIO()
+        few = picture.quantize(n_colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(out, "PNG", optimize=True)
+        if out.tell() <= MOST_BYTES:
+            break
+    return out.getvalue()
+
+
+def _plain(text: str) -> str:
+    """Return a name without mathematics, glyphs the font lacks, or, where long, its beginning."""
+    cut = text if len(text) <= MOST_LETTERS else "…" + text[1 - MOST_LETTERS :]
+    has = get_font(findfont(FontProperties())).get_char_index
+    known = (c if c.isprintable() and has(ord(c)) else "\ufffd" for c in cut)
+    return "".join(known).replace("$", r"\$")
+
+
+def _method(store: Store) -> str:
+    method, scope = (store.manifest.normalization[key] for key in ("method", "scope"))
+    return "not normalized" if method == "none" else f"{method} by {scope}"
