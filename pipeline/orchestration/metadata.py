@@ -1,6 +1,5 @@
 """What assets tell about what they made: counts, rates, tables, pictures."""
 
-import base64
 import hashlib
 import json
 from collections import Counter
@@ -17,6 +16,7 @@ from pipeline.catalog import Catalog
 from pipeline.commit import Commit
 from pipeline.fit import describe_lookahead
 from pipeline.ledger import Changes
+from pipeline.orchestration.inline import picture
 from pipeline.orchestration.room import Room
 from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
@@ -177,11 +177,6 @@ def with_evaluation(result: dg.MaterializeResult, room: Room) -> dg.MaterializeR
         **plots,
     }
     return result._replace(metadata={**(result.metadata or {}), **more})
-
-
-def picture(png: bytes) -> dg.MarkdownMetadataValue:
-    """Return a PNG as metadata that the web page shows inline."""
-    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def _rates(n_files: int, n_bytes: int, seconds: float) -> Metadata:
