@@ -97,7 +97,7 @@ def of_bucket(built: BuiltBucket) -> Metadata:
         "source_bytes": built.source_bytes,
         "reused": result.reused,
         "seconds": round(built.seconds, 3),
-        **_rates(built.n_files, built.source_bytes, built.seconds),
+        **({} if result.reused else _rates(built)),
         **_quarantine(result.refusals),
     }
 
@@ -140,15 +140,15 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
         "shard_bytes": n_bytes,
         "source_bytes": counts["source_bytes"],
         "store": dg.MetadataValue.path(str(store.path)),
-        **_table("splits", _split_rows(store)),
-        **_table("channel_schema", [dict(vars(c)) for c in store.manifest.channels]),
-        **_quarantine(commit.refusals),
-        **({"warnings": dg.MetadataValue.md(_bullets(commit.warnings))} if commit.warnings else {}),
-        **({"looks_ahead": dg.MetadataValue.md(_bullets(ahead))} if ahead else {}),
         "trial_lengths": picture(pictures.length_histogram(store)),
         "missing_values": picture(pictures.missing_map(store)),
         "sample_windows": picture(pictures.sample_windows(store)),
         "before_and_after_normalization": picture(pictures.before_after(store)),
+        "dagster/column_schema": _schema(store),
+        **_table("splits", _split_rows(store)),
+        **({"warnings": dg.MetadataValue.md(_bullets(commit.warnings))} if commit.warnings else {}),
+        **({"looks_ahead": dg.MetadataValue.md(_bullets(ahead))} if ahead else {}),
+        **_quarantine(commit.refusals),
     }
 
 
@@ -170,21 +170,22 @@ def with_evaluation(result: dg.MaterializeResult, room: Room) -> dg.MaterializeR
     plots = {path.stem: picture(path.read_bytes()) for path in sorted(folder.glob("*.png"))}
     metrics = json.loads((folder / "metrics.json").read_text())
     worst = pyarrow.csv.read_csv(folder / "errors_by_trial.csv").sort_by([("rmse", "descending")])
+    reported = dict(result.metadata or {})
+    if len(metrics["metrics"].get("by_column", {})) == 1:  # the same numbers once more
+        reported = {k: v for k, v in reported.items() if not k.startswith("by_column.")}
     more = {
         "folder": dg.MetadataValue.path(str(folder)),
+        **plots,
         **_table("errors", _error_rows(metrics["metrics"], metrics["baseline"])),
         **_table("worst_trials", worst.slice(0, SHOWN_TRIALS).to_pylist()),
-        **plots,
     }
-    return result._replace(metadata={**(result.metadata or {}), **more})
+    return result._replace(metadata={**reported, **more})
 
 
-def _rates(n_files: int, n_bytes: int, seconds: float) -> Metadata:
-    seconds = max(seconds, 1e-9)
-    return {
-        "files_per_s": round(n_files / seconds, 1),
-        "mb_per_s": round(n_bytes / 1e6 / seconds, 2),
-    }
+def _rates(built: BuiltBucket) -> Metadata:
+    seconds = max(built.seconds, 1e-9)
+    rates = {"files_per_s": built.n_files, "mb_per_s": built.source_bytes / 1e6}
+    return {name: round(amount / seconds, 2) for name, amount in rates.items()}
 
 
 def _quarantine(refusals: Sequence[Refusal]) -> Metadata:
@@ -192,7 +193,12 @@ def _quarantine(refusals: Sequence[Refusal]) -> Metadata:
     if not refusals:
         return {}
     rows = [
-        {"file": r.source, "line": r.line or 0, "code": r.code, "what_and_what_to_do": r.message}
+        {
+            "file": r.source,
+            "line": str(r.line or ""),
+            "code": r.code,
+            "what_and_what_to_do": r.message,
+        }
         for r in refusals[:SHOWN_REFUSALS]
     ]
     codes = Counter(refusal.code for refusal in refusals)
@@ -211,6 +217,18 @@ def _split_rows(store: Store) -> list[Metadata]:
         }
         for code, split in enumerate(manifest.splits)
     ]
+
+
+def _schema(store: Store) -> dg.TableSchemaMetadataValue:
+    """Return the channels and targets as columns, with their units."""
+    manifest = store.manifest
+    columns = [dg.TableColumn(c.name, "float32", description=c.unit) for c in manifest.channels]
+    if manifest.target.kind != "forecast":
+        columns += [
+            dg.TableColumn(name, "float32", description=f"target {manifest.target.kind}")
+            for name in manifest.target.columns
+        ]
+    return dg.MetadataValue.table_schema(dg.TableSchema(columns))
 
 
 def _error_rows(metrics: Mapping[str, Any], baseline: str) -> list[Metadata]:
