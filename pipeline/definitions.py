@@ -1,5 +1,6 @@
 """The code location: every data set under `defs/`."""
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ for _category in (dg.BetaWarning, dg.PreviewWarning):
 
 
 @dg.definitions
+@functools.cache  # Dagster asks several times in a process; a reload is a new one
 def defs() -> dg.Definitions:
     """Load all components; steps run in one process, since they run threads of their own."""
     found = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
