@@ -1,0 +1,621 @@
+"""Steps that run alone, in any order, on any day, publish what one build would: or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trialfolders import (
+    check_conservation,
+    csv_text,
+    delivered,
+    ids_of,
+    quarantine_of,
+    snapshot,
+    split_of,
+    write_spec,
+    write_trial,
+    write_trials,
+)
+
+from pipeline import commit as commit_module
+from pipeline import draft as draft_module
+from pipeline.audit import Finding
+from pipeline.build import build
+from pipeline.catalog import bucket_of
+from pipeline.commit import Commit, commit_version
+from pipeline.ledger import CatalogNotFoundError, compare_catalogs, load_catalog
+from pipeline.workspace import BucketsMissingError, Workspace, files_of
+from shards import Store
+from shards.errors import CommitConflictError, TooManyQuarantinedError, TrialShardsError
+from shards.verify import verify_store
+from shards.writer import list_versions, newest_version
+
+BUCKETS: dict[str, Any] = {"shards": {"buckets": 4}, "max_quarantined": 0.5}
+TRIAL = {"x": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "y": [2.0, 1.0, 4.0, 3.0, 6.0, 5.0]}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder that nobody changes, and the store that one build makes of it."""
+    root = tmp_path_factory.mktemp("shared")
+    write_trials(root, 14, missing=0.1, seed=3)
+    (root / "raw" / "g0" / "broken.csv").write_text("x,y\n1,two\n")
+    spec = write_spec(root, **BUCKETS, normalize={"scope": "train"})
+    build(spec, root / "store_once")
+    return spec, snapshot(root / "store_once")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_trials(tmp_path, 12, seed=5)
+    write_spec(tmp_path, **BUCKETS)
+    return tmp_path
+
+
+def open_space(root: Path) -> Workspace:
+    return Workspace.open(root / "dataset.yaml", root / "store")
+
+
+def build_all(space: Workspace, buckets: Iterable[int] = range(4)) -> list[bool]:
+    """Build buckets of the catalog on disk; return which were reused."""
+    return [space.build_bucket(space.catalog(), bucket).reused for bucket in buckets]
+
+
+def commit(space: Workspace) -> Commit:
+    found = space.catalog()
+    return commit_version(
+        space, found, space.staged_buckets(found), after=newest_version(space.store)
+    )
+
+
+def step_by_step(root: Path) -> Commit:
+    space = open_space(root)
+    space.scan()
+    build_all(space)
+    return commit(space)
+
+
+def change_spec(root: Path, **sections: Any) -> None:
+    write_spec(root, **{**BUCKETS, **sections})
+
+
+def one_file_of(space: Workspace, bucket: int) -> Path:
+    return space.root / files_of(space.catalog(), bucket)[0].path
+
+
+# --- the same as one build ------------------------------------------------------------------------
+
+
+@settings(max_examples=6)
+@given(
+    order=st.permutations(range(4)),
+    again=st.lists(st.integers(0, 3), max_size=3),
+    lost=st.sets(st.integers(0, 3), max_size=2),
+)
+def test_buckets_in_any_order_again_and_in_other_runs_give_the_store_of_one_build(
+    tmp_path_factory: pytest.TempPathFactory, shared, order, again, lost
+):
+    spec, wanted = shared
+    store = tmp_path_factory.mktemp("any") / "store"
+    Workspace.open(spec, store).scan()
+    for bucket in [*order, *again]:
+        space = Workspace.open(spec, store)  # a run of its own
+        space.build_bucket(space.catalog(), bucket, n_workers=1 + bucket % 2)
+    for bucket in lost:  # a disk that was cleaned, and the bucket built again
+        (Workspace.open(spec, store).staging(4) / f"{bucket}.parquet").unlink()
+    space = Workspace.open(spec, store)
+    assert build_all(space) == [bucket not in lost for bucket in range(4)]
+    outcome = commit(space)
+    assert (outcome.version, outcome.published) == ("v0001", True)
+    assert snapshot(store) == wanted
+    assert (commit(space).version, commit(space).published) == ("v0001", False)
+    assert snapshot(store) == wanted
+
+
+PROCESS = """
+import sys
+from pipeline.workspace import Workspace
+space = Workspace.open(*sys.argv[1:3])
+for bucket in sys.argv[3:]:
+    space.build_bucket(space.catalog(), int(bucket))
+"""
+
+
+def test_processes_side_by_side_give_the_store_of_one_build(tmp_path: Path, shared):
+    spec, wanted = shared
+    store = tmp_path / "store"
+    Workspace.open(spec, store).scan()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(spec), str(store), *buckets])
+        for buckets in ("0123", "3210")  # all buckets twice, at the same time
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    commit(Workspace.open(spec, store))
+    assert snapshot(store) == wanted
+
+
+def test_a_build_after_the_steps_changes_nothing(tmp_path: Path, shared):
+    spec, wanted = shared
+    store = tmp_path / "store"
+    space = Workspace.open(spec, store)
+    space.scan()
+    build_all(space)
+    commit(space)
+    assert not build(spec, store).published
+    assert snapshot(store) == wanted
+
+
+@pytest.fixture(scope="module")
+def optional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    """The same trials in one and in eight buckets; two attributes that only some of them have."""
+    root = tmp_path_factory.mktemp("optional")
+    for n in range(12):
+        write_trial(root, [f"t{n}", f"s{n}_t{n}", f"e{n}_t{n}"][n % 3], TRIAL)
+    source = {"trial_id": r"((?P<subject>s\d+)_)?((?P<session>e\d+)_)?(?P<id>t\d+)"}
+    for buckets in (1, 8):
+        spec = write_spec(root, source=source, shards={"buckets": buckets})
+        build(spec, root / f"store{buckets}")
+    return Store(root / "store1"), Store(root / "store8")
+
+
+def test_attributes_that_only_some_trials_have_merge_over_buckets(optional: tuple[Store, Store]):
+    one, many = optional
+    assert one.fingerprint == many.fingerprint
+    assert one.cold("id", "digest").equals(many.cold("id", "digest"))
+    texts = []
+    for store in optional:
+        rows = store.cold("attributes")["attributes"].to_pylist()
+        texts.append([{k: v for k, v in (row or {}).items() if v is not None} for row in rows])
+    assert texts[0] == texts[1]
+    assert {"subject": "s1"} in texts[0]
+    assert {"session": "e2"} in texts[0]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a bucket without attributes gives a null struct, others a struct of nulls"
+)
+def test_absent_attributes_look_the_same_with_any_number_of_buckets(
+    optional: tuple[Store, Store],
+):
+    one, many = (store.cold("attributes")["attributes"].to_pylist() for store in optional)
+    assert one == many
+
+
+def test_other_bucket_counts_give_the_same_data(tmp_path: Path, shared):
+    spec, _ = shared
+    store = Store(spec.parent / "store_once")
+    for buckets in (1, 8):
+        document = yaml.safe_load(spec.read_text())
+        document["shards"] = {"buckets": buckets}
+        other = spec.parent / f"dataset{buckets}.yaml"
+        other.write_text(yaml.safe_dump(document))
+        build(other, tmp_path / str(buckets))
+        assert Store(tmp_path / str(buckets)).fingerprint == store.fingerprint
+
+
+# --- what is not ready ----------------------------------------------------------------------------
+
+
+def named(error: BaseException) -> tuple[set[str], set[str]]:
+    """Return the buckets that a message calls missing, and stale."""
+    parts = re.search(r"not ready: (.*?)\. Nothing", str(error))
+    assert parts is not None
+    found: dict[str, set[str]] = {"not built": set(), "other files": set()}
+    for part in parts[1].split("; "):
+        (kind,) = [kind for kind in found if kind in part]
+        found[kind] |= set(re.findall(r"\bb\d+\b", part))
+    return found["not built"], found["other files"]
+
+
+@settings(max_examples=8)
+@given(missing=st.sets(st.integers(0, 3)), stale=st.sets(st.integers(0, 3)))
+def test_exactly_the_buckets_that_do_not_fit_are_named(
+    tmp_path_factory: pytest.TempPathFactory, missing: set[int], stale: set[int]
+):
+    root = tmp_path_factory.mktemp("named")
+    write_trials(root, 12, seed=5)
+    write_spec(root, **BUCKETS)
+    space = open_space(root)
+    space.scan()
+    build_all(space)
+    for bucket in missing:
+        (space.staging(4) / f"{bucket}.parquet").unlink()
+    stale -= missing
+    for bucket in stale:
+        touch_later(one_file_of(space, bucket))
+    found = space.scan()
+    if not missing | stale:
+        assert len(space.staged_buckets(found)) == 4
+        return
+    with pytest.raises(BucketsMissingError) as caught:
+        space.staged_buckets(found)
+    assert named(caught.value) == ({f"b{b}" for b in missing}, {f"b{b}" for b in stale})
+    again = ",".join(f"b{b}" for b in sorted(missing | stale))
+    assert f"Materialize the partitions {again} of trial_shards" in str(caught.value)
+    assert not list_versions(space.store)
+    build_all(space, sorted(missing | stale))
+    assert commit(space).published
+
+
+def touch_later(path: Path, seconds: int = 5) -> None:
+    later = path.stat().st_mtime_ns + seconds * 10**9
+    os.utime(path, ns=(later, later))
+
+
+def test_without_a_catalog_the_steps_say_what_to_do(root: Path):
+    space = open_space(root)
+    with pytest.raises(CatalogNotFoundError, match="Materialize the asset 'catalog' first"):
+        space.catalog()
+
+
+# --- files that move between the steps ------------------------------------------------------------
+
+
+def broken_file(root: Path) -> Path:
+    path = root / "raw" / "g0" / "broken.csv"
+    path.write_text("x,y\n1,two\n")
+    return path
+
+
+def test_a_file_mended_after_the_catalog_is_in_the_version_without_a_new_scan(root: Path):
+    path = broken_file(root)
+    space = open_space(root)
+    space.scan()
+    build_all(space)
+    assert commit(space).counts["quarantined"] == 1
+    path.write_text(csv_text(TRIAL))
+    bucket = bucket_of("raw/g0/broken.csv", 4)
+    assert build_all(space) == [b != bucket for b in range(4)]
+    outcome = commit(space)
+    assert (outcome.version, outcome.counts["quarantined"]) == ("v0002", 0)
+    store = Store(space.store)
+    assert "g0/broken" in ids_of(store)
+    check_conservation(store)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="counts.source_bytes sums the sizes of the catalog, not of what was read"
+)
+def test_a_scan_after_a_mended_file_was_committed_publishes_nothing_new(root: Path):
+    path = broken_file(root)
+    space = open_space(root)
+    space.scan()
+    path.write_text(csv_text(TRIAL))
+    build_all(space)
+    commit(space)
+    assert Store(space.store).manifest.counts["source_bytes"] == sum(
+        p.stat().st_size for p in root.rglob("*.csv")
+    )
+    assert not step_by_step(root).published
+
+
+@pytest.mark.xfail(
+    strict=True, reason="commit saves the catalog as scanned, not with the times that were read"
+)
+def test_a_mended_file_that_is_committed_is_no_change_any_more(root: Path):
+    path = broken_file(root)
+    space = open_space(root)
+    space.scan()
+    path.write_text(csv_text(TRIAL))
+    build_all(space)
+    commit(space)
+    assert not space.changes(space.scan())
+
+
+def test_a_file_touched_after_its_bucket_is_committed_as_it_was_read(root: Path):
+    space = open_space(root)
+    space.scan()
+    build_all(space)
+    before = delivered_of(commit(space), space)
+    path = one_file_of(space, 2)
+    path.write_text(csv_text(TRIAL))
+    touch_later(path)
+    assert not commit(space).published
+    assert delivered_of(commit(space), space) == before
+
+
+def delivered_of(outcome: Commit, space: Workspace) -> dict[str, bytes]:
+    store = Store(space.store, outcome.version)
+    return {name: rows.tobytes() for name, rows in delivered(store).items()}
+
+
+def test_a_file_that_is_new_since_the_catalog_comes_with_the_next_scan(root: Path):
+    space = open_space(root)
+    space.scan()
+    write_trial(root, "g0/new", TRIAL)
+    build_all(space)
+    assert commit(space).published
+    assert "g0/new" not in ids_of(Store(space.store))
+    found = space.scan()
+    assert space.changes(found).new == ("raw/g0/new.csv",)
+    bucket = bucket_of("raw/g0/new.csv", 4)
+    with pytest.raises(BucketsMissingError, match=f"b{bucket} built from other files"):
+        commit(space)
+    assert build_all(space) == [b != bucket for b in range(4)]
+    assert commit(space).version == "v0002"
+    assert "g0/new" in ids_of(Store(space.store))
+    assert not space.changes(space.scan())
+
+
+def test_a_file_deleted_after_the_catalog_is_refused_and_leaves_with_the_next_scan(root: Path):
+    space = open_space(root)
+    found = space.scan()
+    file = files_of(found, 1)[0]
+    (root / file.path).unlink()
+    build_all(space)
+    commit(space)
+    store = Store(space.store)
+    assert quarantine_of(store) == {file.path: "unreadable"}
+    check_conservation(store)
+    found = space.scan()
+    assert space.changes(found).gone == (file.path,)
+    with pytest.raises(BucketsMissingError, match="b1 built from other files"):
+        commit(space)
+    build_all(space, [1])
+    commit(space)
+    assert quarantine_of(Store(space.store)) == {}
+    assert not space.changes(space.scan())
+
+
+def test_a_file_that_comes_back_after_its_bucket_was_built_is_read(root: Path):
+    space = open_space(root)
+    file = files_of(space.scan(), 1)[0]
+    hidden = (root / file.path).rename(root / "elsewhere")
+    build_all(space)
+    hidden.rename(root / file.path)  # same size, same time
+    assert build_all(space) == [True, False, True, True]
+    assert commit(space).counts["quarantined"] == 0
+
+
+@pytest.mark.xfail(
+    strict=True, reason="covers takes any later time: what was put back is older, and not read"
+)
+def test_an_older_file_put_back_is_not_covered_by_the_newer_one(root: Path):
+    """`cp -p` from a backup: the new catalog knows the older time, the bucket the newer one."""
+    space = open_space(root)
+    space.scan()
+    path = one_file_of(space, 0)
+    backup = (path.read_bytes(), path.stat().st_mtime_ns)
+    path.write_text(csv_text(TRIAL))
+    touch_later(path)
+    step_by_step(root)
+    path.write_bytes(backup[0])
+    os.utime(path, ns=(backup[1], backup[1]))
+    assert space.changes(space.scan()).changed == (path.relative_to(root).as_posix(),)
+    with pytest.raises(BucketsMissingError, match="b0 built from other files"):
+        commit(space)
+
+
+# --- nothing is published where a check fails -----------------------------------------------------
+
+
+def failed(outcome: Commit) -> set[str]:
+    return {finding.name for finding in outcome.findings if not finding.passed}
+
+
+def prepared(root: Path) -> tuple[Workspace, dict[str, str]]:
+    """Commit a version, change a file, build its bucket: ready for the next one."""
+    step_by_step(root)
+    before = snapshot(root / "store" / "versions")
+    space = open_space(root)
+    path = one_file_of(space, 0)
+    path.write_text(csv_text(TRIAL))
+    touch_later(path)
+    space.scan()
+    build_all(space)
+    return space, before
+
+
+def assert_untouched(space: Workspace, before: dict[str, str]) -> None:
+    assert snapshot(space.store / "versions") == before
+    assert newest_version(space.store) == "v0001"
+    assert verify_store(space.store) == []
+    assert space.changes(space.catalog())  # the last commit is still the first one
+
+
+def test_too_many_refused_files_publish_nothing(root: Path):
+    space, before = prepared(root)
+    for n in range(20):
+        (root / "raw" / f"bad{n}.csv").write_text("x,y\n1,two\n")
+    space.scan()
+    build_all(space)
+    outcome = commit(space)
+    assert outcome.version is None
+    assert failed(outcome) == {"quarantine_share"}
+    assert len(outcome.refusals) == 20
+    assert_untouched(space, before)
+    with pytest.raises(TooManyQuarantinedError, match="max_quarantined"):
+        build(root / "dataset.yaml", space.store)
+    assert_untouched(space, before)
+
+
+def test_a_lost_bucket_publishes_nothing(root: Path):
+    space, before = prepared(root)
+    found = space.catalog()
+    outcome = commit_version(space, found, space.staged_buckets(found)[1:], after="v0001")
+    assert (outcome.version, failed(outcome)) == (None, {"conservation"})
+    assert_untouched(space, before)
+
+
+def test_a_bucket_given_twice_publishes_nothing(root: Path):
+    space, before = prepared(root)
+    found = space.catalog()
+    results = space.staged_buckets(found)
+    outcome = commit_version(space, found, [*results, results[0]], after="v0001")
+    assert outcome.version is None
+    assert "ids_unique" in failed(outcome)
+    assert_untouched(space, before)
+
+
+def test_a_torn_group_publishes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch):
+    change_spec(
+        root,
+        source={"trial_id": r"(?P<group>g\d)/t\d+"},
+        split={"by": "group", "method": "exact", "fractions": {"train": 0.5, "test": 0.5}},
+    )
+    space, before = prepared(root)
+    monkeypatch.setattr(
+        draft_module,
+        "assign_splits",
+        lambda ids, *_: [("train", "test")[n % 2] for n in range(len(ids))],
+    )
+    outcome = commit(space)
+    assert (outcome.version, failed(outcome)) == (None, {"splits_disjoint"})
+    assert_untouched(space, before)
+
+
+def test_any_failed_finding_publishes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch):
+    space, before = prepared(root)
+    finding = Finding("other", False, "no", blocking=True)
+    monkeypatch.setattr(commit_module, "audit_draft", lambda *_: (finding,))
+    assert commit(space).version is None
+    assert_untouched(space, before)
+
+
+def test_a_commit_from_an_old_version_conflicts(root: Path):
+    space, before = prepared(root)
+    found = space.catalog()
+    with pytest.raises(CommitConflictError, match="v0001"):
+        commit_version(space, found, space.staged_buckets(found), after=None)
+    assert_untouched(space, before)
+
+
+# --- what a changed specification uses again ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reused"),
+    [
+        ({"windows": {"length": 3, "stride": 1}}, True),
+        ({"windows": {"short": "drop"}}, True),
+        ({"split": {"seed": 7}}, True),
+        ({"split": {"method": "exact"}}, True),
+        ({"name": "other"}, True),
+        ({"max_quarantined": 0.4}, True),
+        ({"source": {"obtain": "Ask."}}, True),
+        ({"channels": ["x"]}, False),
+        ({"channels": ["y", "x"]}, False),
+        ({"clean": {"missing": "ffill"}}, False),
+        ({"normalize": {"scope": "train"}}, False),
+        ({"derive": {"z": "x+y"}}, False),
+        ({"shards": {"target_bytes": 100, "buckets": 4}}, False),
+    ],
+    ids=str,
+)
+def test_what_decides_the_content_of_a_bucket_builds_it_again(
+    root: Path, change: dict[str, Any], reused: bool
+):
+    step_by_step(root)
+    change_spec(root, **change)
+    space = open_space(root)
+    space.scan()
+    if not reused:
+        with pytest.raises(BucketsMissingError, match="b0, b1, b2, b3 not built for this spec"):
+            commit(space)
+    assert build_all(space) == [reused] * 4
+    fresh = root / "fresh"
+    report = build(root / "dataset.yaml", fresh)
+    outcome = commit(space)
+    assert outcome.counts == report.counts
+    old, new = Store(space.store), Store(fresh)
+    assert old.fingerprint == new.fingerprint
+    assert split_of(old) == split_of(new)
+    assert old.fit == new.fit
+    assert (old.folder / "dataset.json").read_bytes() == (new.folder / "dataset.json").read_bytes()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a catalog does not say for which source and attributes it was made"
+)
+@pytest.mark.parametrize(
+    "change", [{"trial_id": r"t\d+"}, {"files": "raw/g1/*.csv"}], ids=["trial_id", "files"]
+)
+def test_a_catalog_of_another_source_is_not_used(root: Path, change: dict[str, str]):
+    """Else a version says one `source` and holds the trials, or the ids, of another one."""
+    step_by_step(root)
+    change_spec(root, source=change)
+    space = open_space(root)
+    wanted = build(root / "dataset.yaml", root / "fresh")
+    with contextlib.suppress(TrialShardsError):  # refused: as good
+        build_all(space)
+        commit(space)
+        assert ids_of(Store(space.store)) == ids_of(Store(wanted.store))
+
+
+def test_two_specifications_take_turns_in_one_store(root: Path):
+    other = root / "other.yaml"
+    document = yaml.safe_load((root / "dataset.yaml").read_text())
+    other.write_text(yaml.safe_dump({**document, "channels": ["x"]}))
+    for turn in range(2):
+        for path, n_channels in ((root / "dataset.yaml", 2), (other, 1)):
+            space = Workspace.open(path, root / "store")
+            space.scan()
+            assert build_all(space) == [turn == 1] * 4
+            assert commit(space).published
+            assert len(Store(space.store).manifest.channels) == n_channels
+    assert list_versions(root / "store") == ["v0001", "v0002", "v0003", "v0004"]
+    assert all(verify_store(root / "store", v) == [] for v in list_versions(root / "store"))
+    first, third = (Store(root / "store", v).fingerprint for v in ("v0001", "v0003"))
+    assert first == third
+
+
+# --- buckets: auto --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("auto", [None, 1, 2, 8])
+def test_auto_stands_for_what_the_caller_says(root: Path, auto: int | None):
+    change_spec(root, shards={"buckets": "auto"})
+    space = Workspace.open(root / "dataset.yaml", root / "store", auto_buckets=auto)
+    assert space.scan().n_buckets == (auto or 1)
+    build_all(space, range(auto or 1))
+    outcome = commit(space)
+    report = build(root / "dataset.yaml", root / "plain")
+    assert Store(space.store, outcome.version).fingerprint == Store(report.store).fingerprint
+
+
+def test_a_written_number_of_buckets_wins(root: Path):
+    space = Workspace.open(root / "dataset.yaml", root / "store", auto_buckets=16)
+    assert space.scan().n_buckets == 4
+
+
+# --- the record of the last commit ----------------------------------------------------------------
+
+
+def test_the_last_commit_is_remembered_as_it_was_committed(root: Path):
+    space = open_space(root)
+    found = space.scan()
+    assert len(space.changes(found).new) == 12
+    build_all(space)
+    assert len(space.changes(found).new) == 12
+    commit(space)
+    assert not compare_catalogs(load_catalog(space.committed, root), found)
+    assert not space.changes(found)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="no step ever replaces a damaged committed.parquet: catalog fails for ever"
+)
+def test_a_damaged_record_of_the_last_commit_stops_no_scan(root: Path):
+    step_by_step(root)
+    space = open_space(root)
+    space.committed.write_bytes(b"junk")
+    assert len(space.changes(space.scan()).new) == 12
+
+
+def test_a_store_whose_staging_was_removed_goes_on(root: Path):
+    step_by_step(root)
+    shutil.rmtree(root / "store" / "staging")
+    outcome = step_by_step(root)
+    assert (outcome.version, outcome.published) == ("v0001", False)
