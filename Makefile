@@ -66,7 +66,7 @@ bench: setup  ## all benchmarks at full size; results go to bench/results
 
 	$(BIN)/python bench/dagster.py
 
-screenshots: home  ## pictures of the web page; two go to docs/pictures
+screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 	$(BIN)/python tests/web/screenshots.py
 
 bench-quick: setup  ## the read benchmark at a size that takes seconds

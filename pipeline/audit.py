@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.catalog import Catalog
 from pipeline.spec import DatasetSpec
-from pipeline.trials import Refusal
+from pipeline.trials import Refusal, count_of
 from shards.version import VersionDraft
 
 SHOWN = 10
@@ -85,7 +85,7 @@ def _conservation(catalog: Catalog, draft: VersionDraft, refusals: Sequence[Refu
     )
     for what, paths in (("lost", lost), ("unknown to the catalog", foreign), ("twice", twice)):
         if paths:
-            said += f" {len(paths)} files are {what}, such as {', '.join(paths[:SHOWN])}."
+            said += f" {count_of(len(paths), 'file')} {what}, such as {', '.join(paths[:SHOWN])}."
     said += "" if passed else " Materialize catalog and trial_shards again."
     return Finding("conservation", passed, said, {"rows_read": rows_in, "rows_stored": rows})
 
@@ -96,14 +96,15 @@ def _ids_unique(trials: pa.Table) -> Finding:
     said = f"{len(counts):,} trials, each id once."
     if twice:
         said = (
-            f"{len(twice)} trial ids occur more than once, such as {', '.join(twice[:SHOWN])}. "
+            f"{count_of(len(twice), 'trial id')} more than once, such as "
+            f"{', '.join(twice[:SHOWN])}. "
             "Make source.trial_id tell the files apart."
         )
     return Finding("ids_unique", not twice, said, {"n_trials": trials.num_rows})
 
 
 def _splits_disjoint(spec: DatasetSpec, trials: pa.Table) -> Finding:
-    """Check that no group of trials is on two sides, and that there is something to train on."""
+    """Check that no group of trials is on two sides."""
     splits = trials["split"].to_pylist()
     groups = trials["id"].to_pylist()
     if spec.split.by != "trial":
@@ -117,7 +118,7 @@ def _splits_disjoint(spec: DatasetSpec, trials: pa.Table) -> Finding:
     said = f"{len(sides):,} groups by {spec.split.by}, each in one split: {shown} trials."
     if torn:
         said = (
-            f"{len(torn)} groups by {spec.split.by} are in more than one split, such as "
+            f"{count_of(len(torn), 'group')} by {spec.split.by} in more than one split, such as "
             f"{', '.join(torn[:SHOWN])}. Mend split in dataset.yaml."
         )
     return Finding("splits_disjoint", not torn, said, {f"trials_{k}": v for k, v in counts.items()})

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 
 from pipeline.audit import SHOWN, Finding
 from pipeline.derive import parse_expressions, source_columns
-from pipeline.fit import stack_moments
-from pipeline.normalize import affine_from_moments, merge_moments
-from pipeline.sections import PerTrialTarget
+from pipeline.fit import fit_train
+from pipeline.sections import ColumnAttribute, PerTrialTarget
 from pipeline.spec import DatasetSpec
-from shards.identity import pairs_digest
+from pipeline.trials import count_of
+from shards.identity import canonical_json, pairs_digest
 from shards.reader import Store
 from shards.verify import verify_store
 from shards.version import split_pairs
@@ -37,7 +37,8 @@ def check_windows(store: Store) -> Finding:
     passed = not len(wrong) and by_split == dict(store.manifest.counts["windows"])
     if not passed:
         ids = ", ".join(store.index.id_of(int(i)) for i in wrong[:SHOWN])
-        said += f" The index or the manifest says otherwise ({ids}). Run: trialshards verify STORE"
+        said += f" The index says otherwise of {ids}." if ids else " The manifest says otherwise."
+        said += " Run: trialshards verify STORE"
     elif not by_split.get("train"):
         passed = False
         said += " Nothing to train on: shorten windows.length, or set windows.short: pad."
@@ -53,7 +54,7 @@ def check_finite(store: Store) -> Finding:
     n_values = int(store.index.n_rows.sum()) * len(store.manifest.channels)
     said = f"{n_values:,} values, {n_masked:,} of them masked ({n_masked / max(n_values, 1):.1%})."
     if bad:
-        said += f" {len(bad)} trials hold others that are no number, such as "
+        said += f" {count_of(len(bad), 'trial')} with others that are no number, such as "
         said += f"{', '.join(bad[:SHOWN])}. Run: trialshards verify STORE"
     if not np.isfinite(scale).all():
         said += " A normalization constant is not finite: look at fit.json."
@@ -64,14 +65,18 @@ def check_finite(store: Store) -> Finding:
 def _not_as_masked(store: Store) -> Iterator[int]:
     """Yield trials with an infinite value, or with more or fewer NaN than were masked."""
     index, masked = store.index, store.cold("n_masked")["n_masked"].to_numpy()
-    for shard in range(len(store.manifest.shards)):
-        rows = store.shard_rows(shard)
-        # NaN counts 1, infinity so much that no count can hide it.
-        odd = np.isnan(rows).sum(axis=1) + np.isinf(rows).sum(axis=1) * (rows.size + 1)
-        below = np.concatenate([[0], np.cumsum(odd)])
+    for shard, entry in enumerate(store.manifest.shards):
+        values = store.shard_rows(shard)
+        # A missing target is NaN, and nobody counts those.
+        targets = store.shard_rows(shard, "targets") if "targets" in entry.arrays else values[:, :0]
         for number in np.flatnonzero(index.shard == shard).tolist():
             start = int(index.row_start[number])
-            if below[start + int(index.n_rows[number])] - below[start] != masked[number]:
+            rows = slice(start, start + int(index.n_rows[number]))
+            if (
+                int(np.isnan(values[rows]).sum()) != masked[number]
+                or np.isinf(values[rows]).any()
+                or np.isinf(targets[rows]).any()
+            ):
                 yield number
 
 
@@ -79,57 +84,69 @@ def check_leaks(store: Store) -> Finding:
     """Audit what a model could know of test trials, and say what looks ahead inside a trial."""
     spec = DatasetSpec.model_validate(store.manifest.spec)
     trials = _trials(store)
-    faults = [*_fit_faults(store, trials), *_target_faults(spec)]
+    faults = [*_fit_faults(store, spec, trials), *_target_faults(spec)]
     twins = _twins(trials)
     ahead = list(store.manifest.normalization.get("lookahead", []))
-    said = "Statistics come from train trials alone." if not faults else " ".join(faults)
+    said = " ".join(faults) or "All statistics follow from the train trials alone."
     if twins:
         said += (
-            f" {len(twins)} recordings lie byte for byte in more than one split, such as "
+            f" {count_of(len(twins), 'recording')} in more than one split, byte for byte, such as "
             f"{' = '.join(twins[0])}. Remove the copies, or keep them together with split.by."
         )
-    said += " ".join(["", "Inside a trial this looks ahead:", *ahead]) if ahead else ""
+    said += f" Inside a trial this looks ahead: {'; '.join(ahead)}." if ahead else ""
     facts = {"n_lookahead": len(ahead), "n_equal_recordings": len(twins)}
     return Finding("leak_audit", not (faults or twins), said, facts, blocking=bool(faults))
 
 
 def _trials(store: Store) -> pa.Table:
-    names = [store.manifest.splits[code] for code in store.index.split]
-    return store.cold().append_column("split", pa.array(names, pa.utf8()))
+    """Return the trials as the build saw them when it fitted."""
+    index, manifest, trials = store.index, store.manifest, store.cold()
+    labels: list[str | None] = [None] * len(index)
+    if manifest.target.kind == "per_trial":
+        column = trials["attributes"].combine_chunks()
+        labels = column.field(manifest.target.columns[0]).to_pylist()
+    columns = {
+        "split": [manifest.splits[code] for code in index.split],
+        "shard": [manifest.shards[number].digest for number in index.shard],
+        "label": labels,
+    }
+    for name, values in columns.items():
+        trials = trials.append_column(name, pa.array(values, pa.utf8()))
+    return trials.append_column("row_start", pa.array(index.row_start))
 
 
-def _fit_faults(store: Store, trials: pa.Table) -> Iterator[str]:
+def _fit_faults(store: Store, spec: DatasetSpec, trials: pa.Table) -> Iterator[str]:
+    """Fit once more, on the train trials alone, and compare with what the version holds."""
     train = trials.filter(pc.equal(trials["split"], "train"))
     if store.fit.get("trials_digest") != pairs_digest(split_pairs(trials, "train")):
         yield "fit.json was not fitted on the train trials of this version. Build again."
-    fitted = store.fit["normalize"]
-    if fitted["scope"] != "train" or fitted["method"] == "robust":
         return
-    merged = merge_moments(stack_moments(train))
-    channels = slice(len(store.manifest.channels))
-    again = affine_from_moments(
-        fitted["method"], {name: column[channels] for name, column in merged.items()}
-    )
-    same = [np.array_equal(fitted[key], getattr(again, key)) for key in ("offset", "scale")]
-    if not all(same):
+    again = fit_train(spec, train, store.manifest.shards, store.path)
+    if canonical_json(again) != canonical_json(store.fit):
         yield "The statistics in fit.json do not follow from the train trials. Build again."
 
 
 def _target_faults(spec: DatasetSpec) -> Iterator[str]:
     """Yield inputs that are computed from what the model shall predict."""
-    target = spec.windows.target
-    secret = (
-        {target.attribute} if isinstance(target, PerTrialTarget) else set(spec.target_columns())
-    )
-    tainted = set(secret)
+    tainted = set(_secrets(spec))
     for name, expression in parse_expressions(spec.derive).items():
-        if name not in secret and tainted & source_columns({name: expression}):
+        if name not in spec.target_columns() and tainted & source_columns({name: expression}):
             tainted.add(name)
     for name in sorted(tainted & {channel.name for channel in spec.channels}):
         yield (
             f"Channel {name!r} is derived from the target, so the model would see it. "
             "Take it out of channels."
         )
+
+
+def _secrets(spec: DatasetSpec) -> set[str]:
+    """Return the columns and attributes that say the target, under whatever name."""
+    target = spec.windows.target
+    if not isinstance(target, PerTrialTarget):
+        return set(spec.target_columns())
+    told = spec.attributes.get(target.attribute)
+    secret = {target.attribute} | {name for name, other in spec.attributes.items() if other == told}
+    return secret | ({told.column} if isinstance(told, ColumnAttribute) else set())
 
 
 def _twins(trials: pa.Table) -> list[tuple[str, ...]]:
@@ -147,9 +164,9 @@ def _twins(trials: pa.Table) -> list[tuple[str, ...]]:
 def check_bytes(store: Store) -> Finding:
     """Check every byte of the version."""
     problems = [str(problem) for problem in verify_store(store.path, store.version)]
-    said = f"{len(store.manifest.shards)} shards: every byte is as promised."
+    said = f"{count_of(len(store.manifest.shards), 'shard')}: every byte is as promised."
     if problems:
-        said = f"{len(problems)} problems: " + "; ".join(problems[:SHOWN])
+        said = f"{count_of(len(problems), 'problem')}: " + "; ".join(problems[:SHOWN])
         said += ". Restore these files from a copy, or delete their shards and build again."
     n_bytes = sum(a.size_bytes for s in store.manifest.shards for a in s.arrays.values())
     return Finding("verify", not problems, said, {"n_bytes": n_bytes, "n_problems": len(problems)})

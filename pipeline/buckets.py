@@ -21,12 +21,12 @@ from pipeline.pack import pack_trials, plan_batches
 from pipeline.prepare import PreparedTrial, prepare_table
 from pipeline.recipe import Recipe
 from pipeline.sources.delimited import read_delimited
-from pipeline.staging import BucketResult, read_staged, write_staged
+from pipeline.staging import BucketResult, read_staged, refresh_files, write_staged
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
 from shards.writer import write_shard
 
-VERSION = 1
+VERSION = 2
 BATCH_BYTES = 12 * 2**20
 """Input joined for one parser call: smaller pays per call, larger costs memory and cache."""
 
@@ -64,7 +64,7 @@ def plan_digest(recipe: Recipe, n_buckets: int) -> str:
 
 def build_bucket(
     root: Path,
-    files: Sequence[SourceFile],
+    asked: Sequence[SourceFile],
     recipe: Recipe,
     store: Path,
     *,
@@ -72,18 +72,19 @@ def build_bucket(
     on_files: OnFiles,
     n_workers: int | None = None,
 ) -> BucketResult:
-    """Build the bucket of `files`, or take it from `staged` if that holds the same inputs.
+    """Build a bucket, or take it from `staged` if that holds the same inputs.
 
     Args:
         root: Source root.
-        files: The bucket's files in path order.
+        asked: The bucket's files in path order, as the catalog knows them; they are read as they
+            are now.
         recipe: The specification.
         store: Store root, where shards go.
         staged: Where the result is kept until the commit.
         on_files: Progress.
         n_workers: Threads; by default one per processor.
     """
-    found = read_staged(staged, store)
+    files, found = refresh_files(root, asked), read_staged(staged, store)
     if found is not None and found.is_exactly(files):
         on_files(len(files), sum(file.size_bytes for file in files))
         return found.result
@@ -96,8 +97,9 @@ def build_bucket(
         entry = _write_members(store, members)
         shards.append(entry)
         rows.extend(_located_rows(members, entry.digest))
-    result = BucketResult(_as_table(rows), tuple(shards), tuple(refusals))
-    write_staged(staged, files, result)
+    table = _as_table(rows, recipe.attribute_names)
+    result = BucketResult(table, tuple(shards), tuple(refusals), tuple(files))
+    write_staged(staged, asked, result)
     return result
 
 
@@ -140,10 +142,10 @@ def _located_rows(members: Sequence[PreparedTrial], digest: str) -> Iterator[dic
         start += member.row["n_rows"]
 
 
-def _as_table(rows: list[dict[str, Any]]) -> pa.Table | None:
+def _as_table(rows: list[dict[str, Any]], names: Sequence[str]) -> pa.Table | None:
+    """Return the rows; every bucket has the same attributes, whatever its own trials hold."""
     if not rows:
         return None
-    names = sorted({name for row in rows for name in row["attributes"]})
     texts = [pa.array([row["attributes"].get(n) for row in rows], pa.utf8()) for n in names]
     fields = [pa.field(name, kind) for name, kind in _COLUMNS.items() if name in rows[0]]
     table = pa.Table.from_pylist(rows, schema=pa.schema(fields))

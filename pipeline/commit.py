@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,15 +57,16 @@ def commit_version(
     spec, store = space.spec, space.store
     refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
     findings: tuple[Finding, ...] = (audit_quarantine(spec, catalog, refusals),)
-    if not findings[0].passed:
+    if not any(result.rows is not None for result in results):
         return Commit(findings, refusals)
     draft = draft_version(spec, catalog, results, refusals, store)
     findings += audit_draft(spec, catalog, draft, refusals)
     if not all(finding.passed for finding in findings):
         return Commit(findings, refusals)
     version = publish_version(store, draft, after=after)
-    save_catalog(space.committed, catalog)
-    remove_old_staging(space.staging(catalog.n_buckets))
+    files = sorted((f for result in results for f in result.files), key=lambda file: file.path)
+    save_catalog(space.committed, dataclasses.replace(catalog, files=tuple(files)))
+    remove_old_staging(space.staging(catalog.n_buckets), space.ledger, space.committed)
     return Commit(
         findings=findings,
         refusals=refusals,

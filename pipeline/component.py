@@ -43,7 +43,7 @@ class TrialDataset(dg.Component, dg.Model, dg.Resolvable):
         int, Field(ge=1, description="How often the sensor looks at the raw files.")
     ] = 30
     quiet_seconds: Annotated[
-        int, Field(ge=0, description="How long nothing may move before a run starts.")
+        int, Field(ge=1, description="How long nothing may move before a run starts.")
     ] = 60
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:

@@ -115,5 +115,5 @@ def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> d
         "rows": rows,
         "has_missing": any(trials["n_masked"].to_pylist()),
         "trials_by_split": dict(sorted(by_split.items())),
-        "source_bytes": sum(file.size_bytes for file in catalog.files),
+        "source_bytes": sum(trials["size_bytes"].to_pylist()) + sum(r.size_bytes for r in refusals),
     }

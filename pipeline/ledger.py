@@ -88,7 +88,7 @@ def load_catalog(path: Path, root: Path) -> Catalog:
             ignored=about["ignored"],
             n_buckets=about["n_buckets"],
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptStoreError(
             f"{path} cannot be read ({type(error).__name__}: {error}). "
             "Materialize the asset 'catalog' again."

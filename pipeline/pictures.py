@@ -185,6 +185,7 @@ def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: 
         named = f"{label:g}" if classes is None or np.isnan(label) else _plain(classes[int(label)])
         title += f": {_plain(target.columns[0])} = {named}"
     axes.set_title(title, fontsize=8)
+    axes.set_xlabel("row", fontsize=8)
 
 
 def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> bytes:
@@ -208,6 +209,7 @@ def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> byt
         entries.append((store.index.id_of(trial), color))
     left.set_title(_plain(names[column]) + (f" [{_plain(unit)}]" if unit else ""), fontsize=9)
     right.set_title(f"as delivered ({_method(store)})", fontsize=9)
+    figure.supxlabel("row", fontsize=8)
     return _png(figure, entries)
 
 

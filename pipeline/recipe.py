@@ -48,6 +48,11 @@ class Recipe:
         }
 
     @cached_property
+    def attribute_names(self) -> list[str]:
+        """All attributes that a trial may have, sorted."""
+        return sorted({*self.spec.attributes, *self._path_groups()} - {"id"})
+
+    @cached_property
     def layout(self) -> DelimitedLayout:
         """How the files are written, and which columns are needed of them."""
         source = self.spec.source

@@ -5,6 +5,7 @@ A staged bucket says what it was built from, so that the commit can tell whether
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -40,12 +41,14 @@ class BucketResult:
         rows: Cold index rows plus `shard` (digest), `row_start`, `label` (text).
         shards: The shards they lie in.
         refusals: Files that are not in it.
+        files: What it was built from, with the sizes and times that were read.
         reused: Whether an earlier build had staged it.
     """
 
     rows: pa.Table | None
     shards: tuple[ShardEntry, ...]
     refusals: tuple[Refusal, ...]
+    files: tuple[SourceFile, ...] = ()
     reused: bool = False
 
     @property
@@ -66,28 +69,35 @@ class BucketResult:
 
 @dataclass(frozen=True)
 class Staged:
-    """A staged bucket and the files it was built from: `(identity, time in ns, key)` each."""
+    """A staged bucket.
+
+    Attributes:
+        result: What it holds.
+        asked: Keys of the files as the catalog knew them when the bucket was built; a file that
+            was mended in between was read as it then was.
+    """
 
     result: BucketResult
-    files: tuple[tuple[str, int, str], ...]
+    asked: tuple[str, ...]
 
     def is_exactly(self, files: Sequence[SourceFile]) -> bool:
         """Return whether building these files again would give the same."""
         passing = any(refusal.code in _TRANSIENT for refusal in self.result.refusals)
-        return not passing and [key for *_, key in self.files] == [file.key for file in files]
+        return not passing and [f.key for f in self.result.files] == [f.key for f in files]
 
     def covers(self, files: Sequence[SourceFile]) -> bool:
-        """Return whether it holds these files, each as the catalog knows it or newer."""
-        held = {identity: time_ns for identity, time_ns, _ in self.files}
-        return len(held) == len(files) and all(
-            held.get(file.identity, -1) >= file.mtime_ns for file in files
+        """Return whether it was built for, or from, exactly these files of a catalog."""
+        built = {file.identity: file.key for file in self.result.files}
+        return len(built) == len(files) and all(
+            file.key in self.asked or built.get(file.identity) == file.key for file in files
         )
 
 
-def write_staged(path: Path, files: Sequence[SourceFile], result: BucketResult) -> None:
-    """Stage a bucket."""
+def write_staged(path: Path, asked: Sequence[SourceFile], result: BucketResult) -> None:
+    """Stage a bucket that was built for the catalog's files `asked`."""
     about = {
-        "files": [[file.identity, file.mtime_ns, file.key] for file in files],
+        "asked": [file.key for file in asked],
+        "files": [vars(file) for file in result.files],
         "shards": [shard.as_dict() for shard in result.shards],
         "refusals": [refusal.as_row() for refusal in result.refusals],
         "empty": result.rows is None,
@@ -105,15 +115,16 @@ def read_staged(path: Path, store: Path) -> Staged | None:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {}).get(b"trialshards", b"{}"))
         shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
-        files = tuple((str(i), int(t), str(k)) for i, t, k in about["files"])
+        files = tuple(SourceFile(**file) for file in about["files"])
         refusals = tuple(Refusal(**row) for row in about["refusals"])
+        asked = tuple(str(key) for key in about["asked"])
+        rows = None if about["empty"] else table.replace_schema_metadata(None)
     except (OSError, ValueError, KeyError, TypeError) as error:  # damaged: build it again
         log.warning("%s cannot be used again: %s", path, error)
         return None
     if not all((store / "shards" / shard.digest).is_dir() for shard in shards):
         return None
-    rows = None if about["empty"] else table.replace_schema_metadata(None)
-    return Staged(BucketResult(rows, shards, refusals, reused=True), files)
+    return Staged(BucketResult(rows, shards, refusals, files, reused=True), asked)
 
 
 def refresh_files(root: Path, files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -133,11 +144,17 @@ def refresh_files(root: Path, files: Sequence[SourceFile]) -> list[SourceFile]:
     return fresh
 
 
-def remove_old_staging(staging: Path) -> None:
-    """Remove what other specifications left beside `staging` and nobody touched for a day."""
-    for folder in staging.parent.iterdir():
-        if folder == staging or not folder.is_dir():
+def remove_old_staging(staging: Path, *kept: Path) -> None:
+    """Remove what other specifications left beside `staging` and nobody touched for a day.
+
+    Args:
+        staging: The folder in use.
+        kept: Files beside it that stay.
+    """
+    for path in staging.parent.iterdir():
+        if path == staging or path in kept:
             continue
-        newest = max((p.stat().st_mtime for p in (folder, *folder.iterdir())), default=0.0)
-        if time.time() - newest > KEPT_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+            parts = (path, *path.iterdir()) if path.is_dir() else (path,)
+            if time.time() - max(part.stat().st_mtime for part in parts) > KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()

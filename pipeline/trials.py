@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,11 @@ Bool = npt.NDArray[np.bool_]
 
 QUOTE_LIMIT = 40
 """Characters of a file's content that a message may quote."""
+
+
+def count_of(n: int, noun: str) -> str:
+    """Return `1 file` or `1,212 files`."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def quote(text: str) -> str:
@@ -47,8 +53,7 @@ class SourceFile:
     @property
     def identity(self) -> str:
         """What the catalog knows of the file apart from its content: path, id, attributes."""
-        attributes = ",".join(f"{k}={v}" for k, v in sorted(self.attributes.items()))
-        return f"{self.path}|{self.trial_id}|{attributes}"
+        return json.dumps([self.path, self.trial_id, sorted(self.attributes.items())])
 
     @property
     def key(self) -> str:

@@ -32,9 +32,10 @@ class Watch:
             ValueError: If it is none.
         """
         try:
-            return cls(**json.loads(text))
-        except TypeError as error:
-            raise ValueError(f"{text!r} is no cursor of this watcher.") from error
+            parts = json.loads(text)
+            return cls(str(parts["built"]), str(parts["pending"]), float(parts["since_s"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{text!r} is no cursor of this watcher; reset it.") from error
 
 
 def look(watch: Watch, listing: str, *, now_s: float, quiet_s: float) -> tuple[Watch, bool]:

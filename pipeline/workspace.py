@@ -6,6 +6,9 @@ any day: what a step needs from an earlier one lies in the store's `staging/`.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +25,11 @@ from pipeline.ledger import (
 )
 from pipeline.recipe import Recipe
 from pipeline.spec import DatasetSpec, load_spec
-from pipeline.staging import BucketResult, read_staged, refresh_files
+from pipeline.staging import BucketResult, read_staged
 from pipeline.trials import SourceFile
-from shards.errors import TrialShardsError
+from shards.errors import CorruptStoreError, TrialShardsError
+
+log = logging.getLogger(__name__)
 
 
 class BucketsMissingError(TrialShardsError, RuntimeError):
@@ -73,8 +78,12 @@ class Workspace:
 
     @cached_property
     def ledger(self) -> Path:
-        """Where the catalog lies between steps."""
-        return self.store / "staging" / "catalog.parquet"
+        """Where the catalog lies between steps; one of other files is another catalog."""
+        named = self.spec.model_dump(mode="json", include={"source", "attributes"})
+        del named["source"]["obtain"]
+        text = json.dumps([named, self.spec.shards.buckets], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self.store / "staging" / f"catalog-{digest}.parquet"
 
     @cached_property
     def committed(self) -> Path:
@@ -105,10 +114,17 @@ class Workspace:
 
     def changes(self, now: Catalog) -> Changes:
         """Return how files differ from those of the last commit."""
+        return compare_catalogs(self.committed_catalog(), now)
+
+    def committed_catalog(self) -> Catalog | None:
+        """Return the catalog of the last commit; None without one, or if it is damaged."""
         try:
-            return compare_catalogs(load_catalog(self.committed, self.root), now)
+            return load_catalog(self.committed, self.root)
         except CatalogNotFoundError:
-            return compare_catalogs(None, now)
+            return None
+        except CorruptStoreError as error:  # the next commit writes it anew
+            log.warning("all files count as new: %s", error)
+            return None
 
     def build_bucket(
         self,
@@ -121,7 +137,7 @@ class Workspace:
         """Build one bucket of a catalog and stage it, unless it is staged already."""
         return build_bucket(
             self.root,
-            refresh_files(self.root, files_of(catalog, bucket)),
+            files_of(catalog, bucket),
             self.recipe,
             self.store,
             staged=self.staging(catalog.n_buckets) / f"{bucket}.parquet",
@@ -171,6 +187,6 @@ def _missing_message(name: str, missing: Sequence[int], stale: Sequence[int]) ->
     ]
     again = ",".join(map(bucket_key, sorted([*missing, *stale])))
     return (
-        f"{name}: {len(missing) + len(stale)} buckets are not ready: {'; '.join(parts)}. Nothing "
-        f"was published. Materialize the partitions {again} of trial_shards, then training_set."
+        f"{name}: not ready: {'; '.join(parts)}. Nothing was published. Materialize the partitions "
+        f"{again} of trial_shards, then training_set."
     )

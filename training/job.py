@@ -186,6 +186,8 @@ def sum_up(job: Job, state: RunState, *, interrupted: bool, seconds: float) -> T
     """Return what a run that has ended came to."""
     status = "interrupted" if interrupted else state.status(job.config)
     log.info("%s after %d epochs, %d steps, %.1f s", status, state.epoch, state.step, seconds)
+    if interrupted:
+        log.info("a checkpoint is in %s; run again to go on", job.config.out)
     return TrainResult(
         out=job.config.out,
         status=status,

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 # Trials in the picture of predictions: enough to see a habit, few enough to see a curve.
 N_SAMPLES = 4
@@ -34,6 +35,8 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
         losses = [row.get(name, np.nan) for row in history]
         if np.isfinite(losses).any():
             axes.plot(epochs, losses, marker="o", markersize=3, color=color, label=label)
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.2, not 2 x 10^-1
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -49,7 +52,9 @@ def error_by_trial(trials: pa.Table, path: Path) -> None:
     order = np.argsort(rmse)
     figure = _figure()
     axes = figure.add_subplot(
-        xlabel="trials, from the best to the worst", ylabel="RMSE", title="Error by trial"
+        xlabel="trials, from the best to the worst",
+        ylabel="RMSE over all targets",
+        title="Error by trial",
     )
     axes.plot(naive[order], ".", markersize=4, color=NAIVE, label="baseline")
     axes.plot(rmse[order], ".", markersize=4, color=MODEL, label="model")
@@ -92,7 +97,7 @@ def _curves(parquet: Path, trials: pa.Table, column: str, path: Path) -> None:
     order = np.argsort(trials["rmse"].to_numpy())
     places = order[np.unique(np.linspace(0, len(order) - 1, N_SAMPLES).astype(int))]
     names = trials["trial"].take(pa.array(places)).to_pylist()
-    figure = _figure(9, 1.9 * len(names))
+    figure = _figure(7, 1.5 * len(names))
     for number, name in enumerate(names, start=1):
         rows = pq.read_table(parquet, filters=[("trial", "==", name)]).sort_by("row")
         nearest = rows["ahead"].to_numpy()

@@ -9,6 +9,7 @@ from pipeline.catalog import Catalog
 from pipeline.orchestration import metadata
 from pipeline.orchestration.room import Room
 from pipeline.workspace import bucket_key
+from shards.errors import TrialShardsError
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -19,12 +20,10 @@ def build_partitions(context: dg.AssetExecutionContext, room: Room) -> list[meta
     Raises:
         dagster.Failure: Naming the buckets that failed, after all others were built.
     """
-    catalog = room.space.catalog()
-    if catalog.n_buckets != room.n_buckets:
-        raise dg.Failure(
-            f"the catalog has {catalog.n_buckets} buckets, dataset.yaml says {room.n_buckets}. "
-            "Materialize catalog again."
-        )
+    try:
+        catalog = room.space.catalog()
+    except TrialShardsError as error:  # trying again would change nothing
+        raise dg.Failure(str(error), allow_retries=False) from error
     built, failed = [], {}
     for key in partition_keys(context, room):
         try:
@@ -84,7 +83,10 @@ def _report(
     for bucket in built:
         if by_event:
             event = dg.AssetMaterialization(
-                room.key("trial_shards"), partition=bucket.key, metadata=metadata.of_bucket(bucket)
+                room.key("trial_shards"),
+                partition=bucket.key,
+                metadata=metadata.of_bucket(bucket),
+                tags={"dagster/data_version": metadata.digest_of([bucket])},
             )
             context.log_event(event)
         else:

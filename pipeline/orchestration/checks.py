@@ -30,7 +30,7 @@ DRAFT_CHECKS = (
         "Every file is accepted, quarantined or ignored by a named rule; every row is stored or "
         "dropped for a reason.",
     ),
-    DraftCheck("ids_unique", "Every trial id occurs once."),
+    DraftCheck("ids_unique", "Every trial id occurs once, over all buckets."),
     DraftCheck("splits_disjoint", "No trial, and no group of split.by, is in two splits."),
 )
 """Made on the draft, by the asset itself: if one fails, nothing is published."""
@@ -75,11 +75,15 @@ def _store_check(
 def check_result(finding: Finding, key: dg.AssetKey | None = None) -> dg.AssetCheckResult:
     """Return a finding as Dagster records it."""
     severity = dg.AssetCheckSeverity.ERROR if finding.blocking else dg.AssetCheckSeverity.WARN
+    # The page shows a description without its line breaks, and Markdown in a window of its own.
+    lines = [line.strip() for line in finding.message.splitlines()]
+    listed = "\n".join(f"- {line}" for line in lines[1:])
+    details = {"details": dg.MetadataValue.md(f"{lines[0]}\n\n{listed}")} if listed else {}
     return dg.AssetCheckResult(
         passed=finding.passed,
         asset_key=key,
         check_name=finding.name,
         severity=severity,
         description=finding.message,
-        metadata=dict(finding.facts),
+        metadata={**finding.facts, **details},
     )

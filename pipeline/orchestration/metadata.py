@@ -25,6 +25,8 @@ from shards.reader import Store
 
 SHOWN_REFUSALS = 50
 SHOWN_TRIALS = 20
+SHOWN_DIGITS = 12
+"""Of a fingerprint; the data version and `trialshards inspect` have all of it."""
 
 Metadata = dict[str, Any]
 
@@ -103,11 +105,17 @@ def of_bucket(built: BuiltBucket) -> Metadata:
 
 
 def of_buckets(built: Sequence[BuiltBucket]) -> Metadata:
-    """Describe a run over partitions; each partition also has its own numbers."""
+    """Sum up a run over several partitions; each of them also has its own numbers."""
+    if len(built) == 1:
+        return {}
+    results = [bucket.result for bucket in built]
     return {
         "run_buckets": len(built),
-        "run_buckets_reused": sum(bucket.result.reused for bucket in built),
+        "run_buckets_reused": sum(result.reused for result in results),
         "run_files": sum(bucket.n_files for bucket in built),
+        "run_trials": sum(result.n_trials for result in results),
+        "run_rows": sum(result.n_rows for result in results),
+        "run_quarantined": sum(len(result.refusals) for result in results),
         "run_seconds": round(sum(bucket.seconds for bucket in built), 3),
     }
 
@@ -129,7 +137,7 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
         "dagster/row_count": counts["rows"],
         "version": store.version,
         "published": commit.published,
-        "fingerprint": store.fingerprint,
+        "fingerprint": store.fingerprint[:SHOWN_DIGITS],
         "files": counts["files"],
         "trials": counts["trials"],
         "quarantined": counts["quarantined"],
@@ -154,7 +162,8 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
 
 def failed_findings(findings: Iterable[Finding]) -> str:
     """Return what stopped a commit."""
-    return "\n".join(f"{f.name}: {f.message}" for f in findings if not f.passed)
+    failed = "\n".join(f"{f.name}: {f.message}" for f in findings if not f.passed)
+    return f"{failed}\nThe checks of a published version were not made."
 
 
 def with_training(result: dg.MaterializeResult, room: Room) -> dg.MaterializeResult:
@@ -165,21 +174,28 @@ def with_training(result: dg.MaterializeResult, room: Room) -> dg.MaterializeRes
 
 
 def with_evaluation(result: dg.MaterializeResult, room: Room) -> dg.MaterializeResult:
-    """Add tables and plots to what the evaluation process reported."""
+    """Put tables and plots before what the evaluation process reported."""
     folder = room.config.out / "evaluation"
-    plots = {path.stem: picture(path.read_bytes()) for path in sorted(folder.glob("*.png"))}
     metrics = json.loads((folder / "metrics.json").read_text())
     worst = pyarrow.csv.read_csv(folder / "errors_by_trial.csv").sort_by([("rmse", "descending")])
-    reported = dict(result.metadata or {})
-    if len(metrics["metrics"].get("by_column", {})) == 1:  # the same numbers once more
-        reported = {k: v for k, v in reported.items() if not k.startswith("by_column.")}
-    more = {
-        "folder": dg.MetadataValue.path(str(folder)),
-        **plots,
+    first = {
         **_table("errors", _error_rows(metrics["metrics"], metrics["baseline"])),
-        **_table("worst_trials", worst.slice(0, SHOWN_TRIALS).to_pylist()),
+        **{path.stem: picture(path.read_bytes()) for path in sorted(folder.glob("*.png"))},
+        **_table("worst_trials", [_rounded(r) for r in worst.slice(0, SHOWN_TRIALS).to_pylist()]),
+        "folder": dg.MetadataValue.path(str(folder)),
     }
-    return result._replace(metadata={**reported, **more})
+    # The table of errors has them all; these are the ones whose history is worth a plot.
+    kept = {k: v for k, v in (result.metadata or {}).items() if _is_plotted(k)}
+    return result._replace(metadata={**first, **kept})
+
+
+def _is_plotted(key: str) -> bool:
+    return not key.startswith("by_column.") or key.endswith((".rmse", ".auroc"))
+
+
+def _rounded(row: Mapping[str, Any]) -> Metadata:
+    """Return a table's row with its numbers to 5 digits, as a person reads them."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
 def _rates(built: BuiltBucket) -> Metadata:
@@ -213,7 +229,7 @@ def _split_rows(store: Store) -> list[Metadata]:
             "trials": int((index.split == code).sum()),
             "rows": int(index.n_rows[index.split == code].sum()),
             "windows": manifest.counts["windows"][split],
-            "fingerprint": manifest.fingerprints[split],
+            "fingerprint": manifest.fingerprints[split][:SHOWN_DIGITS],
         }
         for code, split in enumerate(manifest.splits)
     ]
@@ -235,7 +251,7 @@ def _error_rows(metrics: Mapping[str, Any], baseline: str) -> list[Metadata]:
     parts = metrics.get("by_column", {"": metrics})
     return [
         {"target": name, "baseline": baseline}
-        | {key: round(value, 6) for key, value in part.items() if isinstance(value, int | float)}
+        | _rounded({k: v for k, v in part.items() if isinstance(v, int | float)})
         for name, part in parts.items()
     ]
 

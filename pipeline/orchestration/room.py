@@ -9,6 +9,7 @@ from typing import Any, cast
 import dagster as dg
 
 from pipeline.buckets import stage_versions
+from pipeline.catalog import count_buckets
 from pipeline.workspace import Workspace, bucket_key
 from shards.writer import newest_version
 from training.config import TrainConfig
@@ -58,7 +59,7 @@ class Room:
     @property
     def n_buckets(self) -> int:
         """Partitions of `trial_shards`."""
-        return int(self.space.spec.shards.buckets)
+        return count_buckets(0, self.space.spec.shards.buckets)
 
     @property
     def partitions(self) -> dg.StaticPartitionsDefinition:

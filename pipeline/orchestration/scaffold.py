@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+import click
 from dagster.components import Scaffolder, ScaffoldRequest, scaffold_component
 from dagster.components.scaffold.scaffold import NoParams
 
 from pipeline.spec import NAME
-from shards.errors import InvalidSpecError
 
 DATASET = """\
 # One data set: what is found, how it is cleaned, split and cut into windows.
@@ -46,12 +46,12 @@ class TrialDatasetScaffolder(Scaffolder[NoParams]):
         """Write the files.
 
         Raises:
-            InvalidSpecError: If the folder's name cannot be the name of a data set.
+            click.UsageError: If the folder's name cannot be the name of a data set.
         """
         name, root = request.target_path.name, request.project_root
         if not re.fullmatch(NAME, name) or root is None:
             request.target_path.rmdir()
-            raise InvalidSpecError(
+            raise click.UsageError(
                 f"{name!r} cannot name a data set; wanted lower-case letters, digits and _, "
                 "such as my_trials, inside a dg project."
             )

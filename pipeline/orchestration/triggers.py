@@ -1,5 +1,6 @@
 """What starts runs: a sensor that watches the raw files, and a nightly schedule."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import dagster as dg
 
 from pipeline.catalog import scan_files
-from pipeline.ledger import CatalogNotFoundError, listing_digest, load_catalog
+from pipeline.ledger import listing_digest
 from pipeline.orchestration.room import Room
 from pipeline.watch import Watch, look
 from shards.errors import InvalidSpecError
 
+log = logging.getLogger(__name__)
 Job = Any
 """What `define_asset_job` returns; its class is not public."""
 
@@ -74,7 +76,7 @@ def watch_files(
     room: Room, cursor: str | None, listing: str, now_s: float, quiet_s: float
 ) -> dg.SensorResult:
     """Return a run request, or the reason for none, and the cursor for the next look."""
-    watch = Watch.from_text(cursor) if cursor else Watch(_committed_listing(room))
+    watch = _remembered(room, cursor)
     known = watch.pending == listing
     after, start = look(watch, listing, now_s=now_s, quiet_s=quiet_s)
     if not start:
@@ -88,12 +90,18 @@ def watch_files(
     return dg.SensorResult(run_requests=[request], cursor=after.to_text())
 
 
-def _committed_listing(room: Room) -> str:
-    """Return the listing of the last commit, so that a lost cursor starts no run for nothing."""
+def _remembered(room: Room, cursor: str | None) -> Watch:
+    """Return what the cursor says, or without a usable one that the last commit was built.
+
+    So a lost cursor starts no run for nothing.
+    """
     try:
-        return listing_digest(load_catalog(room.space.committed, room.space.root))
-    except CatalogNotFoundError:
-        return ""
+        if cursor:
+            return Watch.from_text(cursor)
+    except ValueError as error:
+        log.warning("starting from the last commit: %s", error)
+    committed = room.space.committed_catalog()
+    return Watch(listing_digest(committed) if committed else "")
 
 
 def build_triggers(
