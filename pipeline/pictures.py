@@ -1,33 +1,24 @@
 """Small PNGs of one version, for whoever looks at a build in a browser.
 
-What a picture shows is decided by plain functions; the rest is ink, without pyplot: no global
-state, no display. No other module of this room may import matplotlib.
+What a picture shows is decided by plain functions here; `canvas.py` has the ink. No other module of
+this room may import matplotlib.
 """
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.lines import Line2D
-from PIL import Image
 
+from pipeline.canvas import LEGEND, new_figure, plain, render_png, trace
 from pipeline.trials import Bool, Float32
 from shards import InvalidSpecError, Store
 from shards.windows import Int64, window_rows
 
 INK, PALE = "#444444", "#c9c9c9"
 COLORS = ("#1f6fb4", "#c8782a", "#4a9a62", "#8a5fa8", "#8c8c8c")
-LEGEND: Any = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
-MOST_BARS, MOST_BINS, MOST_CHANNELS, MOST_LETTERS, BLOCK_ROWS = 40, 200, 3, 32, 65_536
-MOST_POINTS = 600  # a panel is no more pixels wide
+MOST_BARS, MOST_BINS, MOST_CHANNELS, BLOCK_ROWS = 40, 200, 3, 65_536
 MOST_TRIALS, MOST_VALUES = 2_000, 1_000_000_000  # whose missing values are counted: in seconds
-MOST_BYTES = 25_000  # of a picture, which metadata carry as text
 
 
 def length_histogram(store: Store) -> bytes:
@@ -37,14 +28,14 @@ def length_histogram(store: Store) -> bytes:
     edges = length_edges(index.n_rows, need)
     short, none = (index.n_rows < need).sum(), (index.n_windows == 0).sum()
     title = f"{len(index):,} trials: {short:,} shorter than a window, {none:,} without any"
-    figure = _figure(3.5, title)
+    figure = new_figure(3.5, title)
     axes = figure.add_subplot(xlabel="rows of a trial", ylabel="trials")
     below = np.zeros(len(edges) - 1, np.int64)
     for code, split in enumerate(store.manifest.splits):
         counts = np.histogram(index.n_rows[index.split == code], edges)[0]
         color = COLORS[code % len(COLORS)]
         bars = axes.bar(edges[:-1], counts, np.diff(edges), below, align="edge", color=color)
-        bars.set_label(f" {_plain(split)}: {counts.sum():,}")
+        bars.set_label(f" {plain(split)}: {counts.sum():,}")
         below += counts
     label = f"window: {windows.length:,}" + (f" + {windows.ahead:,} ahead" if windows.ahead else "")
     axes.axvline(need, color=INK, linestyle="--", linewidth=1, label=label)
@@ -52,7 +43,7 @@ def length_histogram(store: Store) -> bytes:
     if edges[-1] > 100 * edges[0]:
         axes.set_xscale("log")
     figure.legend(ncols=4, **LEGEND)
-    return _png(figure)
+    return render_png(figure)
 
 
 def length_edges(n_rows: Int64, need: int) -> Int64:
@@ -73,9 +64,9 @@ def missing_map(store: Store) -> bytes:
     what = f"missing {what}: {len(names)} channels, {n_trials:,} trials"
     what += f" ({counted.sum():,} of them counted)" if counted.sum() < n_trials else ""
     if not missing.any():
-        return _png(_figure(0.5, f"No value is {what}"))
+        return render_png(new_figure(0.5, f"No value is {what}"))
     height = float(np.clip(1.4 + 0.12 * len(names), 2.2, 6.5))
-    figure = _figure(height, f"{share.mean():.3g} % of values {what}")
+    figure = new_figure(height, f"{share.mean():.3g} % of values {what}")
     axes = figure.add_subplot(xlabel="trials, in the order of their ids")
     picture = axes.imshow(
         100 * missing / np.maximum(n_rows, 1), aspect="auto", interpolation="nearest",
@@ -83,11 +74,11 @@ def missing_map(store: Store) -> bytes:
         norm=PowerNorm(0.5, 0, 100),  # a root: one in a hundred is worth seeing
     )  # fmt: skip
     ticks = range(0, len(names), -(-len(names) // 45))
-    labels = [f"{_plain(names[i])}  {share[i]:.3g} %" for i in ticks]
+    labels = [f"{plain(names[i])}  {share[i]:.3g} %" for i in ticks]
     axes.locator_params(axis="x", integer=True)
     axes.set_yticks(ticks, labels, fontsize=8 if len(ticks) <= 20 else 6)
     figure.colorbar(picture, ticks=[0, 1, 10, 25, 50, 100], pad=0.01, label="% missing")
-    return _png(figure)
+    return render_png(figure)
 
 
 def evenly(n: int, most: int) -> Int64:
@@ -133,13 +124,13 @@ def sample_windows(store: Store, *, n: int = 4, seed: int = 0) -> bytes:
     """
     windows, target = draw_windows(store, n, seed), store.manifest.target
     if not windows:
-        return _png(_figure(0.5, "There is no window: the split train has none"))
+        return render_png(new_figure(0.5, "There is no window: the split train has none"))
     names = [channel.name for channel in store.manifest.channels]
     first = target.columns if target.kind == "forecast" else ()
     shown = [names.index(name) for name in dict.fromkeys([*first, *names])][:MOST_CHANNELS]
     n_lines, n_columns = -(-len(windows) // 2), min(len(windows), 2)
     title = f"Train windows as delivered ({_method(store)}): {len(shown)} of {len(names)} channels"
-    figure = _figure(0.9 + 1.4 * n_lines, title)
+    figure = new_figure(0.9 + 1.4 * n_lines, title)
     for place, window in enumerate(windows, start=1):
         _draw_window(figure.add_subplot(n_lines, n_columns, place), store, window, shown)
     entries = [(names[column], color) for column, color in zip(shown, COLORS, strict=False)]
@@ -147,7 +138,7 @@ def sample_windows(store: Store, *, n: int = 4, seed: int = 0) -> bytes:
         entries.append(("target rows", PALE))
     elif target.kind == "per_step":
         entries.append((f"{target.columns[0]} (right)", INK))
-    return _png(figure, entries)
+    return render_png(figure, entries)
 
 
 def draw_windows(store: Store, n: int, seed: int) -> list[tuple[int, int, int]]:
@@ -170,20 +161,20 @@ def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: 
     first = n_valid + spec.horizon - 1
     for column, color in zip(shown, COLORS, strict=False):
         line = values[:, column]
-        _trace(axes, start, line[:n_valid], color, style=":")
-        _trace(axes, start, np.where(seen[:, column], line, np.nan)[:n_valid], color)
+        trace(axes, start, line[:n_valid], color, style=":")
+        trace(axes, start, np.where(seen[:, column], line, np.nan)[:n_valid], color)
         if target.kind == "forecast" and store.manifest.channels[column].name in target.columns:
-            _trace(axes, start + first, line[first:], color)
-    title = f"{_plain(store.index.id_of(trial))}, from row {start:,}"
+            trace(axes, start + first, line[first:], color)
+    title = f"{plain(store.index.id_of(trial))}, from row {start:,}"
     title += "" if n_valid == spec.length else f" ({n_valid:,} of {spec.length:,} rows)"
     if target.kind == "forecast":
         axes.axvspan(start + first - 0.5, rows.stop - 0.5, color=PALE, alpha=0.5, zorder=0)
     elif target.kind == "per_step":
-        _trace(axes.twinx(), start, store.trial_rows(trial, "targets")[rows, 0], INK)
+        trace(axes.twinx(), start, store.trial_rows(trial, "targets")[rows, 0], INK)
     else:
         label, classes = float(store.index.label[trial]), target.classes
-        named = f"{label:g}" if classes is None or np.isnan(label) else _plain(classes[int(label)])
-        title += f": {_plain(target.columns[0])} = {named}"
+        named = f"{label:g}" if classes is None or np.isnan(label) else plain(classes[int(label)])
+        title += f": {plain(target.columns[0])} = {named}"
     axes.set_title(title, fontsize=8)
     axes.set_xlabel("row", fontsize=8)
 
@@ -199,18 +190,18 @@ def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> byt
         raise InvalidSpecError(f"no channel {channel!r}; the version has: {', '.join(names)}.")
     column = uneven_channel(store) if channel is None else names.index(channel)
     (offset, scale), unit = store.physical_affine(), store.manifest.channels[column].unit
-    figure, entries = _figure(3.5), []
+    figure, entries = new_figure(3.5), []
     left, right = figure.subplots(1, 2, sharex=True)
     for place, trial in enumerate(evenly(len(store.index), n).tolist()):
         color, own = COLORS[place % len(COLORS)], trial % len(scale)
         line = deliver(store, trial)[:, column]
-        _trace(left, 0, line * scale[own, column] + offset[own, column], color)
-        _trace(right, 0, line, color)
+        trace(left, 0, line * scale[own, column] + offset[own, column], color)
+        trace(right, 0, line, color)
         entries.append((store.index.id_of(trial), color))
-    left.set_title(_plain(names[column]) + (f" [{_plain(unit)}]" if unit else ""), fontsize=9)
+    left.set_title(plain(names[column]) + (f" [{plain(unit)}]" if unit else ""), fontsize=9)
     right.set_title(f"as delivered ({_method(store)})", fontsize=9)
     figure.supxlabel("row", fontsize=8)
-    return _png(figure, entries)
+    return render_png(figure, entries)
 
 
 def uneven_channel(store: Store) -> int:
@@ -235,65 +226,6 @@ def deliver(store: Store, trial: int, rows: slice = slice(None)) -> Float32:
     """Return rows of a trial, `[rows, channels]`, as a model gets them, but with NaN for a gap."""
     affine, values = store.delivery_affine(), store.trial_rows(trial)[rows]
     return values if affine is None else (values - affine[0]) * affine[1]
-
-
-def extreme_places(line: Float32, most: int) -> Int64:
-    """Return at most `most` places to draw a line by that lose neither a peak nor a trough.
-
-    Of each stretch they are the lowest and the highest value; one without values stays a gap.
-    """
-    if len(line) <= most:
-        return np.arange(len(line))
-    size = -(-len(line) // (most // 2))
-    first = np.arange(0, len(line), size)
-    stretches = np.full((len(first), size), np.nan)
-    stretches.reshape(-1)[: len(line)] = line
-    low = np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
-    high = np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
-    return np.unique(np.concatenate([first + low, first + high]))
-
-
-def _trace(axes: Axes, start: int, line: Float32, color: str, *, style: str = "-") -> None:
-    places = extreme_places(line, MOST_POINTS)
-    drawn = line[places]
-    absent = np.isnan(np.concatenate([[np.nan], drawn, [np.nan]]))
-    alone = np.flatnonzero(absent[:-2] & ~absent[1:-1] & absent[2:])  # no line reaches these
-    axes.plot(start + places, drawn, style, color=color, linewidth=1)
-    axes.plot(start + places[alone], drawn[alone], ".", color=color, markersize=4)
-    axes.tick_params(labelsize=7)
-    axes.locator_params(axis="x", integer=True)
-
-
-def _figure(height: float, title: str = "") -> Figure:
-    figure = Figure(figsize=(7, height), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def _png(figure: Figure, entries: list[tuple[str, str]] | None = None) -> bytes:
-    """Return the figure in as many colours as its bytes allow: noise is all edges, and large."""
-    if entries:
-        fitting = 110 // (8 + max(len(_plain(name)) for name, _ in entries))
-        # The space: matplotlib leaves out a label that begins with an underscore.
-        lines = [Line2D([], [], color=c, linewidth=3, label=f" {_plain(s)}") for s, c in entries]
-        figure.legend(handles=lines, ncols=fitting, **LEGEND)
-    figure.savefig(raw := io.BytesIO(), format="png")
-    picture = Image.open(raw).convert("RGB")
-    for n_colors in (128, 64, 32, 16):
-        out = io.BytesIO()
-        few = picture.quantize(n_colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(out, "PNG", optimize=True)
-        if out.tell() <= MOST_BYTES:
-            break
-    return out.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Return a name without mathematics, glyphs the font lacks, or, where long, its beginning."""
-    cut = text if len(text) <= MOST_LETTERS else "…" + text[1 - MOST_LETTERS :]
-    has = get_font(findfont(FontProperties())).get_char_index
-    known = (c if c.isprintable() and has(ord(c)) else "\ufffd" for c in cut)
-    return "".join(known).replace("$", r"\$")
 
 
 def _method(store: Store) -> str:

@@ -23,12 +23,12 @@ from stores import make_store
 from trialfolders import build_checked, delivered, write_spec, write_trial, write_trials
 
 from pipeline import pictures
+from pipeline.canvas import MOST_BYTES, MOST_POINTS, extreme_places
 from pipeline.pictures import (
     before_after,
     deliver,
     draw_windows,
     evenly,
-    extreme_places,
     length_edges,
     length_histogram,
     missing_counts,
@@ -53,7 +53,7 @@ BY_TRAIN = {"method": "zscore", "scope": "train"}
 def decoded(png: bytes) -> np.ndarray[Any, Any]:
     """Return the pixels of a picture that keeps its promises: a PNG, small, not blank."""
     assert png.startswith(b"\x89PNG")
-    assert len(png) <= pictures.MOST_BYTES
+    assert len(png) <= MOST_BYTES
     image = Image.open(io.BytesIO(png))
     assert image.width == 700
     assert 50 <= image.height <= 700
@@ -278,7 +278,7 @@ def test_a_peak_in_a_long_trial_stays_on_the_page(tmp_path):
     write_trial(tmp_path, "u", {"x": x, "y": x + 1})
     store = built(tmp_path, normalize=NONE, split={"fractions": {"train": 1.0}})
     line = deliver(store, 0)[:, 0]
-    assert line[extreme_places(line, pictures.MOST_POINTS)].max() == 1e3
+    assert line[extreme_places(line, MOST_POINTS)].max() == 1e3
     draw_all(store)
 
 
