@@ -1,6 +1,8 @@
 """What the README shows is run as it stands, on a small copy of the robot-arm data."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,9 @@ from loaders import TrialStream
 from shards import Store
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "deploy"))
+from sampleproject import make_project  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 COMMAND = Path(sys.executable).parent / "trialshards"
 
@@ -65,6 +70,30 @@ def test_the_python_runs(folder, monkeypatch):
     exec(program, {"training_step": lambda *args: steps.append(args)})
     assert len(steps) == len(TrialStream("store", batch_size=256))
     assert sum(float(weights.sum()) for _, _, weights in steps) == pytest.approx(len(steps))
+
+
+def test_the_dagster_commands_run_in_their_order(tmp_path):
+    lines = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("dg ")]
+    assert [line[1] for line in lines] == ["launch", "scaffold", "check"]
+    root = make_project(tmp_path / "project")
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(ROOT / "deploy" / "local" / "dagster.yaml", home)
+    settings = {**os.environ, "PYTHONPATH": str(root), "DAGSTER_HOME": str(home)}
+    for line in lines:
+        done = subprocess.run(
+            [COMMAND.with_name("dg"), *line[1:]], cwd=root, env=settings, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (root / "runs" / "robot_arm" / "evaluation" / "metrics.json").is_file()
+    assert (root / "data" / "my_trials" / "dataset.yaml").is_file()
+
+
+def test_the_component_of_the_readme_is_the_one_in_the_repository():
+    (text,) = re.findall(r"```\n(type: .*?)```", README, re.DOTALL)
+    defs = ROOT / "pipeline" / "defs" / "robot_arm" / "defs.yaml"
+    assert yaml.safe_load(text) == yaml.safe_load(defs.read_text())
 
 
 def test_every_make_target_that_is_shown_exists():
