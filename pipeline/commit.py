@@ -15,6 +15,7 @@ from pipeline.ledger import save_catalog
 from pipeline.staging import BucketResult, remove_old_staging
 from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
+from shards.errors import InvalidSpecError
 from shards.version import publish_version
 
 
@@ -59,7 +60,12 @@ def commit_version(
     findings: tuple[Finding, ...] = (audit_quarantine(spec, catalog, refusals),)
     if not any(result.rows is not None for result in results):
         return Commit(findings, refusals)
-    draft = draft_version(spec, catalog, results, refusals, store)
+    try:
+        draft = draft_version(spec, catalog, results, refusals, store)
+    except InvalidSpecError:
+        if findings[0].passed:
+            raise
+        return Commit(findings, refusals)  # the refused files are why, and are what to mend
     findings += audit_draft(spec, catalog, draft, refusals)
     if not all(finding.passed for finding in findings):
         return Commit(findings, refusals)

@@ -78,7 +78,7 @@ def load_catalog(path: Path, root: Path) -> Catalog:
     if not path.is_file():
         raise CatalogNotFoundError(f"no catalog {path}. Materialize the asset 'catalog' first.")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         about = json.loads((table.schema.metadata or {})[b"catalog"])
         rows = table.to_pylist()
         return Catalog(
@@ -88,7 +88,7 @@ def load_catalog(path: Path, root: Path) -> Catalog:
             ignored=about["ignored"],
             n_buckets=about["n_buckets"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise CorruptStoreError(
             f"{path} cannot be read ({type(error).__name__}: {error}). "
             "Materialize the asset 'catalog' again."

@@ -112,14 +112,20 @@ def read_staged(path: Path, store: Path) -> Staged | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         about = json.loads((table.schema.metadata or {}).get(b"trialshards", b"{}"))
         shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
         files = tuple(SourceFile(**file) for file in about["files"])
         refusals = tuple(Refusal(**row) for row in about["refusals"])
         asked = tuple(str(key) for key in about["asked"])
         rows = None if about["empty"] else table.replace_schema_metadata(None)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # damaged: build it again
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        pa.ArrowException,
+    ) as error:  # damaged: build it again
         log.warning("%s cannot be used again: %s", path, error)
         return None
     if not all((store / "shards" / shard.digest).is_dir() for shard in shards):

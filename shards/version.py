@@ -118,7 +118,7 @@ def _windows_by_split(draft: VersionDraft, hot: Mapping[str, Any]) -> dict[str, 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Return a table as Parquet, zstd."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 

@@ -262,7 +262,8 @@ def _losses(path: Path) -> Metadata:
         return {}
     rows = pyarrow.csv.read_csv(path).to_pylist()
     names = ("epoch", "train_loss", "val_loss", "lr", "rows_per_s")
-    return _table("epochs", [{n: row[n] for n in names if row.get(n) is not None} for row in rows])
+    known = [{n: row[n] for n in names if row.get(n) is not None} for row in rows]
+    return _table("losses_by_epoch", [_rounded(row) for row in known])
 
 
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Metadata:

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
+import pytest
 from trialfolders import write_spec
 
+from pipeline import pictures as pictures_module
 from pipeline.component import TrialDataset
 from pipeline.orchestration.room import Room
 
@@ -74,6 +76,12 @@ class Project:
             instance=self.instance,
             raise_on_error=False,
         )
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save the second that the pictures of a version cost."""
+    for name in ("length_histogram", "missing_map", "sample_windows", "before_after"):
+        monkeypatch.setattr(pictures_module, name, lambda _: b"png")
 
 
 def range_of(first: int, last: int) -> dict[str, str]:

@@ -73,14 +73,14 @@ def entry_of(catalog: Catalog, path: str) -> SourceFile | Refusal:
 # --- round trip -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(catalogs())
 def test_any_catalog_survives_the_disk(tmp_path: Path, catalog: Catalog):
     save_catalog(tmp_path / "deep" / "c.parquet", catalog)
     assert load_catalog(tmp_path / "deep" / "c.parquet", ROOT) == catalog
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(catalogs())
 def test_saving_what_was_loaded_writes_the_same_bytes(tmp_path: Path, catalog: Catalog):
     first, second = tmp_path / "1", tmp_path / "2"
@@ -104,6 +104,7 @@ def test_saving_leaves_nothing_beside_the_file(tmp_path: Path):
 # --- comparison -----------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(catalogs(FEW), catalogs(FEW))
 def test_every_path_is_new_changed_gone_or_the_same(before: Catalog, now: Catalog):
     changes = compare_catalogs(before, now)
@@ -118,6 +119,7 @@ def test_every_path_is_new_changed_gone_or_the_same(before: Catalog, now: Catalo
     assert bool(changes) == bool(named)
 
 
+@settings(max_examples=25)
 @given(catalogs(FEW), catalogs(FEW))
 def test_swapping_two_catalogs_swaps_new_and_gone(before: Catalog, now: Catalog):
     forth, back = compare_catalogs(before, now), compare_catalogs(now, before)
@@ -125,6 +127,7 @@ def test_swapping_two_catalogs_swaps_new_and_gone(before: Catalog, now: Catalog)
     assert (back.changed, back.n_same) == (forth.changed, forth.n_same)
 
 
+@settings(max_examples=25)
 @given(catalogs(FEW))
 def test_against_itself_nothing_and_against_none_everything_is_new(catalog: Catalog):
     same = compare_catalogs(catalog, catalog)
@@ -177,12 +180,14 @@ def test_changes_read_like_a_sentence():
 # --- digest ---------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(catalogs(FEW), catalogs(FEW))
 def test_the_digest_differs_exactly_if_something_differs(before: Catalog, now: Catalog):
     differs = bool(compare_catalogs(before, now))
     assert (listing_digest(before) != listing_digest(now)) == differs
 
 
+@settings(max_examples=25)
 @given(catalogs(FEW), st.randoms())
 def test_the_digest_does_not_depend_on_the_order(catalog: Catalog, random):
     files, refusals = list(catalog.files), list(catalog.refusals)
@@ -192,15 +197,11 @@ def test_the_digest_does_not_depend_on_the_order(catalog: Catalog, random):
     assert listing_digest(other) == listing_digest(catalog)
 
 
+@settings(max_examples=15)
 @given(catalogs(FEW))
 def test_the_digest_survives_the_disk(tmp_path: Path, catalog: Catalog):
     save_catalog(tmp_path / "c", catalog)
     assert listing_digest(load_catalog(tmp_path / "c", ROOT)) == listing_digest(catalog)
-
-
-AMBIGUOUS = pytest.mark.xfail(
-    strict=True, reason="SourceFile.identity joins path, id and attributes without escaping"
-)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +211,11 @@ AMBIGUOUS = pytest.mark.xfail(
             SourceFile("a", 1, 1, "t", {"s": "1,u=2"}),
             SourceFile("a", 1, 1, "t", {"s": "1", "u": "2"}),
             id="attributes",
-            marks=AMBIGUOUS,
         ),
         pytest.param(
             SourceFile("a", 1, 1, "b|c"),
             SourceFile("a|b", 1, 1, "c"),
             id="bar in path and id",
-            marks=AMBIGUOUS,
         ),
         pytest.param(
             SourceFile("a", 1, 1, "t", {"s": "x|1"}),
@@ -254,20 +253,15 @@ GOOD = {"path": "a", "size_bytes": 1, "mtime_ns": 1, "trial_id": "a", "bucket": 
 ABOUT = json.dumps({"ignored": {}, "n_buckets": 1}).encode()
 
 
-TYPE_ERROR = pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="load_catalog lets TypeError out: not in its except"
-)
-
-
 @pytest.mark.parametrize(
     ("rows", "about"),
     [
         pytest.param([], None, id="no metadata"),
         pytest.param([], b"{", id="no JSON"),
         pytest.param([], b"{}", id="no field"),
-        pytest.param([], b"[]", id="no mapping", marks=TYPE_ERROR),
-        pytest.param([], b"null", id="null", marks=TYPE_ERROR),
-        pytest.param([GOOD], ABOUT, id="no attributes", marks=TYPE_ERROR),
+        pytest.param([], b"[]", id="no mapping"),
+        pytest.param([], b"null", id="null"),
+        pytest.param([GOOD], ABOUT, id="no attributes"),
         pytest.param([GOOD | {"attributes": "{"}], ABOUT, id="attributes no JSON"),
     ],
 )
@@ -309,4 +303,18 @@ def test_a_flipped_bit_is_an_error_of_ours_or_harmless(tmp_path: Path, place: in
     raw[place % len(raw)] ^= 1 << bit
     (tmp_path / "c").write_bytes(raw)
     with contextlib.suppress(CorruptStoreError):
+        load_catalog(tmp_path / "c", tmp_path)
+
+
+def test_whatever_arrow_says_of_a_damaged_file_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A flipped bit makes `int64` an integer of a width that Arrow does not have."""
+
+    def read_table(path: Path, **options: bool) -> pa.Table:
+        raise pa.ArrowNotImplementedError("Integers not in cstdint are not implemented")
+
+    save_catalog(tmp_path / "c", Catalog(ROOT, (), (), {}, 1))
+    monkeypatch.setattr(pq, "read_table", read_table)
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
         load_catalog(tmp_path / "c", tmp_path)

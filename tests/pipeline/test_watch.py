@@ -42,29 +42,32 @@ def settled(looks, built: str = "A", *, quiet_s: float = QUIET):
     return runs
 
 
-@settings(max_examples=400)
+@settings(max_examples=120)
 @given(LOOKS)
 def test_runs_are_those_of_the_definition(looks):
     assert replay(looks) == settled(looks)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(LOOKS, st.sets(st.integers(0, 40)))
 def test_a_restart_at_any_point_changes_nothing(looks, restarts):
     assert replay(looks, restart=restarts.__contains__) == replay(looks)
 
 
+@settings(max_examples=40)
 @given(LOOKS)
 def test_no_two_runs_in_a_row_are_for_the_same_files(looks):
     built = ["A", *(listing for _, listing in replay(looks))]
     assert all(a != b for a, b in itertools.pairwise(built))
 
 
+@settings(max_examples=10)
 @given(st.integers(0, 50))
 def test_nothing_changed_starts_nothing(n: int):
     assert replay([("A", 100)] * n) == []
 
 
+@settings(max_examples=40)
 @given(LOOKS)
 def test_each_change_gets_its_run_once_the_files_rest(looks):
     """Conservation: after a rest, what was asked for last is what is there."""
@@ -73,6 +76,7 @@ def test_each_change_gets_its_run_once_the_files_rest(looks):
     assert ([listing for _, listing in runs] or ["A"])[-1] == last
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 59), min_size=1, max_size=30))
 def test_while_files_keep_changing_no_run_starts(waits):
     assert replay([(f"listing {i}", wait) for i, wait in enumerate(waits)]) == []
@@ -94,6 +98,7 @@ def test_quiet_zero_starts_at_the_first_look():
     assert replay([("B", 1), ("B", 1), ("C", 1)], quiet_s=0) == [(0, "B"), (2, "C")]
 
 
+@settings(max_examples=40)
 @given(st.text(), st.text(), st.floats(allow_nan=False, allow_infinity=False))
 def test_a_cursor_survives_as_text(built: str, pending: str, since_s: float):
     watch = Watch(built, pending, since_s)
@@ -106,7 +111,6 @@ def test_what_is_no_cursor_is_refused(text: str):
         Watch.from_text(text)
 
 
-@pytest.mark.xfail(strict=True, reason="Watch.from_text does not check types: the next look fails")
 @pytest.mark.parametrize(
     "text", ['{"built": 1}', '{"built": "a", "pending": "b", "since_s": "now"}']
 )
