@@ -70,9 +70,7 @@ def commit_version(
     if not all(finding.passed for finding in findings):
         return Commit(findings, refusals)
     version = publish_version(store, draft, after=after)
-    files = sorted((f for result in results for f in result.files), key=lambda file: file.path)
-    save_catalog(space.committed, dataclasses.replace(catalog, files=tuple(files)))
-    remove_old_staging(space.staging(catalog.n_buckets), space.ledger, space.committed)
+    _remember(space, catalog, results)
     return Commit(
         findings=findings,
         refusals=refusals,
@@ -81,3 +79,10 @@ def commit_version(
         counts=draft.counts,
         warnings=tuple(find_warnings(spec, draft.trials)),
     )
+
+
+def _remember(space: Workspace, catalog: Catalog, results: Sequence[BucketResult]) -> None:
+    """Keep the catalog as it was read, for the next one to be compared with."""
+    files = sorted((f for result in results for f in result.files), key=lambda file: file.path)
+    save_catalog(space.committed, dataclasses.replace(catalog, files=tuple(files)))
+    remove_old_staging(space.staging(catalog.n_buckets), space.ledger, space.committed)
