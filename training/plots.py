@@ -24,6 +24,14 @@ def _figure(width: float = 7.0, height: float = 4.0) -> Figure:
     return figure
 
 
+class PlainLog(LogFormatter):
+    """Ticks of a logarithmic axis as 0.2 and not as 2e-01, where the base class labels any."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a tick."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw train and validation loss over the epochs."""
     figure = _figure()
@@ -36,7 +44,7 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
         if np.isfinite(losses).any():
             axes.plot(epochs, losses, marker="o", markersize=3, color=color, label=label)
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.2, not 2 x 10^-1
+        which(PlainLog(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.legend()
     figure.savefig(path, dpi=120)
 
