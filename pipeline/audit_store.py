@@ -168,5 +168,5 @@ def check_bytes(store: Store) -> Finding:
     if problems:
         said = f"{count_of(len(problems), 'problem')}: " + "; ".join(problems[:SHOWN])
         said += ". Restore these files from a copy, or delete their shards and build again."
-    n_bytes = sum(a.size_bytes for s in store.manifest.shards for a in s.arrays.values())
+    n_bytes = sum(shard.n_bytes for shard in store.manifest.shards)
     return Finding("verify", not problems, said, {"n_bytes": n_bytes, "n_problems": len(problems)})

@@ -64,7 +64,7 @@ class BucketResult:
     @property
     def n_bytes(self) -> int:
         """Bytes of all shards."""
-        return sum(array.size_bytes for s in self.shards for array in s.arrays.values())
+        return sum(shard.n_bytes for shard in self.shards)
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,11 @@ def bucket_key(bucket: int) -> str:
     return f"b{bucket}"
 
 
+def bucket_number(key: str) -> int:
+    """Undo `bucket_key`."""
+    return int(key.removeprefix("b"))
+
+
 def _missing_message(name: str, missing: Sequence[int], stale: Sequence[int]) -> str:
     parts = [
         f"{', '.join(map(bucket_key, buckets))} {what}"

@@ -50,6 +50,11 @@ class ShardEntry:
     n_trials: int
     arrays: Mapping[str, ArraySpec]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all its arrays on disk."""
+        return sum(array.size_bytes for array in self.arrays.values())
+
     def as_dict(self) -> dict[str, Any]:
         """Return the manifest entry."""
         arrays = {name: spec.as_dict() for name, spec in self.arrays.items()}

@@ -46,7 +46,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "windows": manifest.windows.as_dict(),
         "normalization": dict(manifest.normalization),
         "n_shards": len(manifest.shards),
-        "n_bytes": sum(a.size_bytes for s in manifest.shards for a in s.arrays.values()),
+        "n_bytes": sum(shard.n_bytes for shard in manifest.shards),
     }
 
 

@@ -8,7 +8,7 @@ import dagster as dg
 from pipeline.catalog import Catalog
 from pipeline.orchestration import metadata
 from pipeline.orchestration.room import Room
-from pipeline.workspace import bucket_key
+from pipeline.workspace import bucket_number
 from shards.errors import TrialShardsError
 
 LOG_EVERY_SECONDS = 10.0
@@ -51,7 +51,7 @@ def partition_keys(context: dg.AssetExecutionContext, room: Room) -> list[str]:
 def _build(
     context: dg.AssetExecutionContext, room: Room, catalog: Catalog, key: str
 ) -> metadata.BuiltBucket:
-    bucket = int(key.removeprefix(bucket_key(0)[:-1]))
+    bucket = bucket_number(key)
     n_files, n_bytes = metadata.size_of(catalog, bucket)
     began = said = time.perf_counter()
     done = 0

@@ -131,7 +131,7 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
     from pipeline import pictures  # matplotlib: only the step that draws pays for its import
 
     counts = store.manifest.counts
-    n_bytes = sum(a.size_bytes for s in store.manifest.shards for a in s.arrays.values())
+    n_bytes = sum(shard.n_bytes for shard in store.manifest.shards)
     ahead = describe_lookahead(room.space.spec)
     return {
         "dagster/row_count": counts["rows"],
