@@ -23,7 +23,8 @@ def parse_expressions(expressions: Mapping[str, str]) -> dict[str, pl.Expr]:
         InvalidSpecError: If one is not SQL that polars understands.
     """
     parsed = {}
-    for name, text in expressions.items():
+    for name, given in expressions.items():
+        text = given if isinstance(given, str) else given.sql
         try:
             parsed[name] = pl.sql_expr(text)
         except (pl.exceptions.PolarsError, TypeError) as error:

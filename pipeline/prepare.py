@@ -66,7 +66,8 @@ def _prepare(table: Table, recipe: Recipe) -> PreparedTrial:
     attributes = {**file.attributes, **_column_values(table.frame, recipe.column_attributes)}
     columns = _columns(table, recipe, attributes)
     if spec.source.time is not None:
-        check_time(columns([spec.source.time])[:, 0], spec.source.time)
+        name = spec.source.time.column
+        check_time(columns([name])[:, 0], name)
     raw = columns(recipe.channels)
     _check_range(raw, recipe.channels)
     cleaned = clean_values(raw, spec.clean)

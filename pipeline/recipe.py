@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+from pathlib import Path
+
 import polars as pl
 
 from pipeline.derive import parse_expressions, source_columns
@@ -20,6 +22,7 @@ class Recipe:
     """A specification with everything resolved that does not depend on a file."""
 
     spec: DatasetSpec
+    root: Path = Path()
 
     @cached_property
     def channels(self) -> list[str]:
@@ -73,7 +76,7 @@ class Recipe:
         source, attributes = self.spec.source, set(self.spec.attributes)
         wanted = [*self.channels, *self.spec.target_columns()]
         if source.time is not None:
-            wanted.append(source.time)
+            wanted.append(source.time.column)
         wanted = [name for name in wanted if name not in self.expressions]
         wanted += sorted(source_columns(self.expressions) - attributes - self._path_groups())
         text = tuple(dict.fromkeys(self.column_attributes.values()))
@@ -106,7 +109,8 @@ class Recipe:
 
     def _check_columns(self) -> None:
         spec = self.spec
-        columns = [*self.channels, *spec.target_columns(), *filter(None, [spec.source.time])]
+        time = [spec.source.time.column] if spec.source.time else []
+        columns = [*self.channels, *spec.target_columns(), *time]
         attributes = set(spec.attributes) | self._path_groups()
         twice = sorted((attributes | set(self.column_attributes.values())) & set(columns))
         if twice:

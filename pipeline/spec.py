@@ -12,9 +12,12 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.sections import (
+    Attribute,
     Channels,
+    ChannelSpec,
     CleanSpec,
-    ColumnAttribute,
+    Derivation,
+    Encoding,
     ForecastTarget,
     Model,
     NormalizeSpec,
@@ -22,7 +25,7 @@ from pipeline.sections import (
     ShardsSpec,
     SourceSpec,
     SplitSpec,
-    TableAttribute,
+    Statics,
     WindowsSpec,
 )
 from shards.manifest import Channel
@@ -38,21 +41,28 @@ class DatasetSpec(Model):
     name: Annotated[str, Field(pattern=NAME)]
     source: SourceSpec
     channels: Channels
-    derive: dict[str, str] = Field(default_factory=dict)
-    """New column -> polars SQL expression, evaluated on one trial at a time. Columns of the file,
-    attributes and earlier derived columns may be used."""
-    attributes: dict[str, TableAttribute | ColumnAttribute] = Field(default_factory=dict)
+    derive: dict[str, Derivation] = Field(default_factory=dict)
+    """New column -> polars SQL expression, ready-made feature or Python hook, evaluated on one
+    trial at a time, in this order. Columns of the file, attributes and earlier derived columns may
+    be used."""
+    categorical: dict[str, Encoding] = Field(default_factory=dict)
+    """Text columns that are inputs, as codes of the train trials' vocabulary."""
+    static: Statics = Field(default_factory=dict)
+    """Attributes that are inputs, one value per trial."""
+    attributes: dict[str, Attribute] = Field(default_factory=dict)
     clean: CleanSpec = CleanSpec()
     normalize: NormalizeSpec = NormalizeSpec()
     split: SplitSpec = SplitSpec()
     windows: WindowsSpec
     shards: ShardsSpec = ShardsSpec()
+    causal: bool = False
+    """Refuse every transform that uses later rows of a trial for earlier ones."""
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of files that may be refused; above it nothing is published."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> DatasetSpec:
-        names = [channel.name for channel in self.channels]
+        names = [channel.name for channel in self.inputs()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             place = len(names) - 1 - names[::-1].index(twice[0])
@@ -74,11 +84,43 @@ class DatasetSpec(Model):
                 f"windows.target.columns: {min(both)!r} is also a channel, so the model would "
                 "see its own target. Remove it from the channels."
             )
+        self._check_named(names)
         return self
+
+    def _check_named(self, names: list[str]) -> None:
+        """Refuse sections that speak of channels which are none."""
+        outliers, regimes = self.clean.outliers, self.normalize.regimes
+        since = self.clean.time_since_observed
+        for where, named in (
+            ("clean.outliers.bounds", outliers.bounds if outliers else ()),
+            ("clean.time_since_observed", since if isinstance(since, tuple) else ()),
+            ("normalize.channels", self.normalize.channels),
+            ("normalize.regimes.channels", regimes.channels if regimes else ()),
+        ):
+            for name in named:
+                if name not in names:
+                    raise ValueError(
+                        f"{where}: {name!r} is no channel; wanted some of: {', '.join(names)}."
+                    )
+        for name in self.categorical:
+            if name in names or name in self.target_columns():
+                raise ValueError(
+                    f"categorical: {name!r} is also a channel or target; wanted a text column."
+                )
+
+    def inputs(self) -> tuple[ChannelSpec, ...]:
+        """Return the channels as stored: those written, then the times since they were observed."""
+        since = self.clean.time_since_observed
+        names = [channel.name for channel in self.channels]
+        chosen = names if since is True else since or ()
+        unit = "s" if self.source.time and self.source.time.in_seconds else ""
+        return self.channels + tuple(
+            ChannelSpec(name=f"since_{name}", unit=unit) for name in chosen if name in names
+        )
 
     def channel_schema(self) -> tuple[Channel, ...]:
         """Return the channels as the format lists them."""
-        return tuple(Channel(channel.name, channel.unit) for channel in self.channels)
+        return tuple(Channel(channel.name, channel.unit) for channel in self.inputs())
 
     def target_columns(self) -> tuple[str, ...]:
         """Return the columns stored as per-step targets."""

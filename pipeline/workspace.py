@@ -69,7 +69,7 @@ class Workspace:
         if auto_buckets is not None and spec.shards.buckets == "auto":
             shards = spec.shards.model_copy(update={"buckets": auto_buckets})
             spec = spec.model_copy(update={"shards": shards})
-        return cls(Path(spec_path).parent, Recipe(spec).check(), Path(store))
+        return cls(Path(spec_path).parent, Recipe(spec, Path(spec_path).parent).check(), Path(store))
 
     @property
     def spec(self) -> DatasetSpec:

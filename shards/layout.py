@@ -22,7 +22,7 @@ INNER_ROWS = 4096
 """Most rows of one inner chunk: other Zarr readers slice these in 1-2 ms; one big chunk took s."""
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
-_DTYPES = {"float32": 4, "uint8": 1}
+_DTYPES = {"float32": 4, "uint16": 2, "uint8": 1}
 _SAFE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -31,7 +31,7 @@ class ArraySpec:
     """Shape and promise of one array of one shard.
 
     Attributes:
-        dtype: `float32` or `uint8`, little-endian.
+        dtype: `float32`, `uint16` or `uint8`, little-endian.
         n_rows: Rows of all trials in the shard.
         n_columns: Columns.
         xxh3_128: Digest of the raw rows without padding.
@@ -98,10 +98,13 @@ class ArraySpec:
         return spec
 
 
-def describe_array(rows: npt.NDArray[Any]) -> ArraySpec:
-    """Return the spec of `rows`, `[rows, columns]` float32 or uint8, C order, little-endian."""
-    digest = xxhash.xxh3_128_hexdigest(rows.data.cast("B"))
-    return ArraySpec(rows.dtype.name, rows.shape[0], rows.shape[1], digest)
+def describe_array(*parts: npt.NDArray[Any]) -> ArraySpec:
+    """Return the spec of `[rows, columns]` arrays below each other, C order, little-endian."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part.data.cast("B"))
+    n_rows = sum(len(part) for part in parts)
+    return ArraySpec(parts[0].dtype.name, n_rows, parts[0].shape[1], state.hexdigest())
 
 
 def chunk_tail(spec: ArraySpec) -> bytes:

@@ -22,7 +22,7 @@ from shards.identity import (
     split_fingerprint,
 )
 from shards.index import index_to_bytes
-from shards.manifest import Channel, Manifest, ShardEntry, TargetSchema
+from shards.manifest import Channel, EncodedInput, Manifest, ShardEntry, TargetSchema
 from shards.windows import WindowSpec, count_windows
 from shards.writer import commit_version
 
@@ -30,6 +30,7 @@ QUARANTINE_SCHEMA = pa.schema(
     [
         ("source", pa.utf8()), ("stage", pa.utf8()), ("code", pa.utf8()), ("line", pa.int64()),
         ("column", pa.utf8()), ("message", pa.utf8()), ("size_bytes", pa.int64()),
+        ("trial", pa.utf8()),
     ]
 )  # fmt: skip
 _HOT_ONLY = ("shard", "row_start", "split", "weight", "label")
@@ -46,6 +47,8 @@ class VersionDraft:
         shards: Every shard that `trials` names; others are left out of the version.
         quarantine: Rows of `QUARANTINE_SCHEMA`.
         fit: `fit.json`.
+        codes: Categorical columns; `trials` then has `categories`.
+        statics: Attributes that are inputs.
     """
 
     name: str
@@ -61,6 +64,8 @@ class VersionDraft:
     shards: tuple[ShardEntry, ...]
     quarantine: pa.Table
     fit: Mapping[str, Any]
+    codes: tuple[EncodedInput, ...] = ()
+    statics: tuple[EncodedInput, ...] = ()
 
 
 def sort_by_id(trials: pa.Table) -> pa.Table:
@@ -89,6 +94,9 @@ def fingerprint_splits(
         "normalization": dict(schema.normalization),
         "fit": pairs_digest([("fit", canonical_json(fit).decode())]),
     }
+    for name, entries in (("codes", schema.codes), ("statics", schema.statics)):
+        if entries:  # without them a fingerprint is the one it always was
+            document[name] = [dict(vars(entry)) for entry in entries]
     return {s: split_fingerprint(document, split_pairs(trials, s)) for s in schema.splits}
 
 
@@ -154,6 +162,8 @@ def render_version(draft: VersionDraft) -> tuple[Manifest, dict[str, bytes]]:
         shards=shards,
         files={name: file_promise(content) for name, content in files.items()},
         spec=draft.spec,
+        codes=draft.codes,
+        statics=draft.statics,
     )
     return manifest, files
 

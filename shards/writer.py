@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from shards.errors import CommitConflictError
@@ -71,19 +72,26 @@ def claim_folder(temporary: Path, final: Path) -> bool:
     return True
 
 
-def write_shard(store: Path, arrays: Mapping[str, npt.NDArray[Any]], n_trials: int) -> ShardEntry:
+Rows = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
+
+
+def write_shard(store: Path, arrays: Mapping[str, Rows], n_trials: int) -> ShardEntry:
     """Write one immutable shard, unless the store already holds the same content.
 
     Args:
         store: Store root.
-        arrays: `[rows, columns]` float32 or uint8 in C order, equally many rows.
+        arrays: `[rows, columns]` float32, uint16 or uint8 in C order, equally many rows; or such
+            arrays in pieces, so that nobody needs to join them.
         n_trials: Trials in it.
 
     Returns:
         What the manifest lists.
     """
-    arrays = {name: little_endian(rows) for name, rows in arrays.items()}
-    specs = {name: describe_array(rows) for name, rows in arrays.items()}
+    pieces = {
+        name: [little_endian(p) for p in ([rows] if isinstance(rows, np.ndarray) else rows)]
+        for name, rows in arrays.items()
+    }
+    specs = {name: describe_array(*parts) for name, parts in pieces.items()}
     if len({spec.n_rows for spec in specs.values()}) != 1:
         raise ValueError(f"arrays of one shard differ in rows: {specs}")
     entry = ShardEntry(shard_digest(specs), specs["values"].n_rows, n_trials, specs)
@@ -92,10 +100,10 @@ def write_shard(store: Path, arrays: Mapping[str, npt.NDArray[Any]], n_trials: i
         return entry
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(final.parent)
-    for name, rows in arrays.items():
+    for name, parts in pieces.items():
         chunk = temporary / name / "c" / "0" / "0"
         chunk.parent.mkdir(parents=True)
-        write_synced(chunk, rows.data.cast("B"), chunk_tail(specs[name]))
+        write_synced(chunk, *(part.data.cast("B") for part in parts), chunk_tail(specs[name]))
         write_synced(temporary / name / "zarr.json", array_metadata(specs[name]))
         for folder in (chunk.parent, chunk.parent.parent, temporary / name):
             sync_folder(folder)

@@ -22,7 +22,7 @@ from pipeline.sources.lines import (
     read_lines,
 )
 from pipeline.sources.rawfile import ReadRefusedError
-from pipeline.trials import Float64, Refusal, RefusedError, SourceFile, Table, quote
+from pipeline.trials import NO_TEXT, Float64, Refusal, RefusedError, SourceFile, Table, quote
 
 __all__ = ["DelimitedLayout", "read_delimited"]
 
@@ -74,7 +74,8 @@ def read_delimited(
     refusals: list[Refusal] = []
     for file, digest, outcome in zip(files, digests, outcomes, strict=True):
         if isinstance(outcome, _Frame):
-            tables.append(Table(file, digest, outcome.frame, outcome.numbers))
+            text = outcome.frame.select(layout.text) if layout.text else NO_TEXT
+            tables.append(Table(file, digest, layout.numeric, outcome.numbers, text))
         else:
             assert isinstance(outcome, RefusedError)
             refusals.append(_refusal(file, outcome))
