@@ -13,6 +13,8 @@ from torch import Tensor
 class Batch:
     """This rank's rows of one optimizer step. B rows, L steps, C channels, K target columns.
 
+    Beside the channels, N categorical columns, S static inputs and E embedded static attributes.
+
     The last step of an epoch is filled up with *filler rows*: values 0, trial -1, length 0,
     weight 0. Every tensor belongs to the batch: no later batch writes into it.
 
@@ -30,8 +32,18 @@ class Batch:
             `sum(weights * loss) * world_size / global_weight`, so that filler rows bias nothing.
         trial: int64 `[B]`, trial number; -1 for filler rows.
         start: int64 `[B]`, first row in the trial.
+        regimes: uint8 `[B, L]`, the operating regime of each step; the number of regimes where
+            there is none, or padding. None without channels of normalization scope `regime`.
+        window_offset: float32 `[B, C]`, and `window_scale`: what undoes the normalization of the
+            channels of scope `window`, physical = value * scale + offset, also of their forecasts;
+            0 and 1 for other channels. None without any. `TrialStream.to_physical` uses them.
         epoch: Epoch of the plan.
         step: Step in the epoch. `TrialStream.state_dict(batch)` is the state after it.
+        codes: int64 `[B, L, N]`: 0 where a text is missing, padded or unknown to the train trials,
+            else 1 + its place in the column's vocabulary; None without categorical columns.
+        statics: float32 `[B, S]`: numbers by the train trials' mean and sd (missing: 0), and
+            indicator columns of words (unknown: all 0); None without.
+        static_codes: int64 `[B, E]`, like `codes`; None without.
     """
 
     values: Tensor
@@ -45,6 +57,12 @@ class Batch:
     start: Tensor
     epoch: int
     step: int
+    codes: Tensor | None = None
+    statics: Tensor | None = None
+    static_codes: Tensor | None = None
+    regimes: Tensor | None = None
+    window_offset: Tensor | None = None
+    window_scale: Tensor | None = None
 
     def __len__(self) -> int:
         """Return B, filler rows included."""

@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from loaders.codes import CodeTable, static_inputs
 from loaders.pool import BufferPool
+from loaders.rescale import Applied, Rescale
 from loaders.selection import Selection
 from shards import Store
 
@@ -47,7 +49,8 @@ class MappedRows:
         self.n_columns = spec.n_columns
         self._first: Int64 = files.offsets[place] // item_bytes
         self._first += index.row_start[trials] * self.n_columns
-        self._array = files.bytes.view(spec.dtype)
+        # Few of torch's kernels know uint16; int16 moves the same bits.
+        self._array = files.bytes.view("int16" if spec.dtype == "uint16" else spec.dtype)
         with warnings.catch_warnings():  # the map is read-only, and so is all use of it here
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._flat = torch.from_numpy(self._array)
@@ -129,15 +132,18 @@ class WindowGather:
             self._observed = MappedRows(store, "observed", trials, windows.length)
         if self._target.kind == "per_step":
             self._targets = MappedRows(store, "targets", trials, windows.length)
+        self._codes = self._code_table = None
+        if manifest.codes:
+            self._codes = MappedRows(store, "codes", trials, windows.length)
+            self._code_table = CodeTable(store, trials)
+        self._statics, self._static_codes = static_inputs(store, trials)
         names = [channel.name for channel in manifest.channels]
         chosen = self._target.columns if self._target.kind == "forecast" else ()
         self._columns = np.array([names.index(column) for column in chosen], np.int64)
         self._offsets = np.arange(windows.steps)[:, None] * len(names) + self._columns
-        self._affine = self._column_affine = None
-        affine = store.delivery_affine()
-        if affine is not None:
-            self._affine = [torch.from_numpy(np.tile(x, windows.length)) for x in affine]
-            self._column_affine = [torch.from_numpy(x[self._columns]) for x in affine]
+        self._rescale = Rescale(
+            store.delivery, trials, windows.length, self._columns, may_miss=self._may_miss
+        )
 
     def renew_pool(self) -> None:
         """Forget the batch memory; a forked child cannot see who still uses it."""
@@ -169,31 +175,37 @@ class WindowGather:
         short: list[int] = []
         if self._any_short or size > len(draws.weights):
             short = np.flatnonzero(places[3] < self._spec.length).tolist()
+        values, applied = self._copy_values(places, short)
         return {
-            "values": self._copy_values(places, short),
-            "targets": self._copy_targets(places, short),
+            "values": values,
+            "targets": self._copy_targets(places, short, applied),
             "observed": self._copy_observed(places, short),
             "valid": _cut(np.ones((size, self._spec.length), np.bool_), places[3], short, False),
             "lengths": torch.from_numpy(places[3]),
             "weights": torch.from_numpy(weights),
             "trial": torch.from_numpy(places[1]),
             "start": torch.from_numpy(places[2]),
+            "regimes": applied.regimes,
+            "window_offset": applied.offset,
+            "window_scale": applied.scale,
+            "codes": self._copy_codes(places, short),
+            "statics": _rows_of(self._statics, places),
+            "static_codes": _rows_of(self._static_codes, places),
         }
 
-    def _copy_values(self, places: Int64, short: list[int]) -> Tensor:
+    def _copy_values(self, places: Int64, short: list[int]) -> tuple[Tensor, Applied]:
         shape = (places.shape[1], self._spec.length, self._values.n_columns)
         out = self._pool.take(shape, "float32")
         rows = self._values.copy(torch.from_numpy(places[4]), out)
-        if self._affine is not None:
-            offset, inv_scale = self._affine
-            rows.sub_(offset).mul_(inv_scale)  # two roundings: SPEC section 5
+        position, lengths = torch.from_numpy(places[0]), torch.from_numpy(places[3])
+        applied = self._rescale.values(rows.view(shape), position, lengths)
         if self._may_miss:
             torch.nan_to_num_(rows, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        return _cut(out, places[3], short, 0)
+        return _cut(out, places[3], short, 0), applied
 
-    def _copy_targets(self, places: Int64, short: list[int]) -> Tensor:
+    def _copy_targets(self, places: Int64, short: list[int], applied: Applied) -> Tensor:
         if self._target.kind == "forecast":
-            return self._copy_forecast(places)
+            return self._copy_forecast(places, applied)
         if self._targets is None:
             return self._labels(places)
         shape = (places.shape[1], self._spec.length, self._targets.n_columns)
@@ -201,7 +213,7 @@ class WindowGather:
         self._targets.copy(torch.from_numpy(self._targets.locate(places[0], places[2])), out)
         return _cut(out, places[3], short, np.nan)
 
-    def _copy_forecast(self, places: Int64) -> Tensor:
+    def _copy_forecast(self, places: Int64, applied: Applied) -> Tensor:
         if self._offsets.size <= FEW:
             chosen = self._values.pick(places[5][:, None, None] + self._offsets)
         else:
@@ -210,9 +222,7 @@ class WindowGather:
             self._values.copy(torch.from_numpy(places[5]), rows)
             chosen = rows.take(self._columns, axis=2)
         targets = torch.from_numpy(chosen)
-        if self._column_affine is not None:
-            offset, inv_scale = self._column_affine
-            targets.sub_(offset).mul_(inv_scale)
+        self._rescale.targets(targets, torch.from_numpy(places[0]), applied)
         if places[1, -1] < 0:
             chosen[places[1] < 0] = np.nan
         return targets
@@ -232,6 +242,24 @@ class WindowGather:
         n_columns = self._values.n_columns
         seen = np.unpackbits(packed, axis=2, count=n_columns, bitorder="little")
         return _cut(seen.view(np.bool_), places[3], short, False)
+
+    def _copy_codes(self, places: Int64, short: list[int]) -> Tensor | None:
+        if self._codes is None or self._code_table is None:
+            return None
+        shape = (places.shape[1], self._spec.length, self._codes.n_columns)
+        local = np.empty(shape, np.int16)
+        self._codes.copy(torch.from_numpy(self._codes.locate(places[0], places[2])), local)
+        _cut(local, places[3], short, 0)  # first: what follows a trial are codes of other words
+        return torch.from_numpy(self._code_table.deliver(places[0], local.view(np.uint16)))
+
+
+def _rows_of(matrix: npt.NDArray[Any] | None, places: Int64) -> Tensor | None:
+    """Return the row of each window's trial; filler rows are 0."""
+    if matrix is None:
+        return None
+    rows = matrix.take(places[0], axis=0)
+    rows[places[1] < 0] = 0
+    return torch.from_numpy(rows)
 
 
 def _cut(out: npt.NDArray[Any], length: Int64, short: list[int], fill: float) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from loaders.batch import Batch
 from loaders.cursor import SharedCursor
 from loaders.gather import Draws, WindowGather
+from loaders.inverse import Inverse
 from loaders.options import StreamOptions, check_integer, check_share
 from loaders.order import EpochOrder, rank_rows, worker_steps
 from loaders.selection import Selection
@@ -121,7 +122,7 @@ class TrialStream(IterableDataset[Batch]):
         return self.store.manifest.fingerprints[self.options.split]
 
     def to_physical(
-        self, values: Tensor, trial: Tensor, columns: Sequence[str] | None = None
+        self, values: Tensor, of: Batch | Tensor, columns: Sequence[str] | None = None
     ) -> Tensor:
         """Return delivered values, targets or predictions in the channels' physical units.
 
@@ -130,11 +131,14 @@ class TrialStream(IterableDataset[Batch]):
 
         Args:
             values: float `[B, ..., K]`, in the units of `Batch.values`.
-            trial: int64 `[B]`, `Batch.trial`; normalization may differ between trials.
-            columns: Channel names of the last axis; by default those of the forecast target.
+            of: The batch that they belong to, row by row. `Batch.trial` will do where no column
+                has normalization scope `regime` or `window`.
+            columns: Channel names of the last axis; by default those of the forecast target. Those
+                of scope `regime` need values of the batch's own steps, `[B, L, K]`.
 
         Raises:
-            InvalidSpecError: If a column is no channel, or their number is not K.
+            InvalidSpecError: If a column is no channel, or their number is not K, or its affine
+                cannot be told from what is given.
         """
         if columns is None and self.target.kind != "forecast":
             return values
@@ -145,15 +149,7 @@ class TrialStream(IterableDataset[Batch]):
                 f"columns are {list(columns)} for a last axis of {values.shape[-1]}; "
                 f"wanted one of {names} for each."
             )
-        places = [names.index(column) for column in columns]
-        rows = trial.cpu().clamp(min=0).numpy()
-        offset, scale = (
-            torch.from_numpy(np.take(x if len(x) == 1 else x[rows], places, axis=1))
-            .reshape(-1, *[1] * (values.dim() - 2), len(places))
-            .to(values.device)
-            for x in self._physical
-        )
-        return values * scale + offset
+        return self._inverse.apply(values, of, [names.index(column) for column in columns])
 
     # Where it stands
 
@@ -228,8 +224,8 @@ class TrialStream(IterableDataset[Batch]):
         return Selection(self.store, self.options)
 
     @cached_property
-    def _physical(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        return self.store.physical_affine()
+    def _inverse(self) -> Inverse:
+        return Inverse(self.store)
 
     def _rank(self) -> tuple[int, int]:
         options = self.options

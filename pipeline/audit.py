@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.catalog import Catalog
+from pipeline.draft import trial_ids
 from pipeline.spec import DatasetSpec
 from pipeline.trials import Refusal, count_of
 from shards.version import VersionDraft
@@ -36,15 +37,19 @@ class Finding:
     blocking: bool = True
 
 
-def audit_quarantine(spec: DatasetSpec, catalog: Catalog, refusals: Sequence[Refusal]) -> Finding:
-    """Check that no more files were refused than the specification allows."""
-    n_candidates = catalog.n_files - sum(catalog.ignored.values())
+def audit_quarantine(
+    spec: DatasetSpec, catalog: Catalog, refusals: Sequence[Refusal], n_accepted: int
+) -> Finding:
+    """Check that no more files, or trials of such with many, were refused than allowed."""
+    n_candidates, what = catalog.n_files - sum(catalog.ignored.values()), "files"
+    if spec.source.holds_many:
+        n_candidates, what = n_accepted + len(refusals), "trials"
     share = len(refusals) / n_candidates
     passed = share <= spec.max_quarantined and len(refusals) < n_candidates
     counts = Counter(refusal.code for refusal in refusals)
     facts = {"n_quarantined": len(refusals), "n_files": n_candidates, "share": share}
     codes = ", ".join(f"{n} {code}" for code, n in counts.most_common())
-    said = f"{len(refusals)} of {n_candidates} files were refused ({share:.1%}"
+    said = f"{len(refusals)} of {n_candidates} {what} were refused ({share:.1%}"
     said += f": {codes})" if codes else ")"
     said += f"; max_quarantined allows {spec.max_quarantined:.1%}."
     if not passed:
@@ -70,18 +75,20 @@ def audit_draft(
 def _conservation(catalog: Catalog, draft: VersionDraft, refusals: Sequence[Refusal]) -> Finding:
     """Check law 3 for files, and for rows."""
     accepted = set(draft.trials["source"].to_pylist())
-    refused = {refusal.source for refusal in refusals}
+    # A file with many trials is accepted when one of them is; the others are refused by name.
+    refused = {refusal.source for refusal in refusals if refusal.trial is None}
+    refused |= {refusal.source for refusal in refusals} - accepted
     listed = {f.path for f in catalog.files} | {r.source for r in catalog.refusals}
     lost = sorted(listed - accepted - refused)
     foreign = sorted((accepted | refused) - listed)
     twice = sorted(accepted & refused)
     rows_in, rows = (sum(draft.trials[name].to_pylist()) for name in ("n_rows_in", "n_rows"))
-    dropped = sum(draft.counts["rows_dropped"].values())
-    passed = not (lost or foreign or twice) and rows_in - dropped == rows
+    dropped, inserted = sum(draft.counts["rows_dropped"].values()), draft.counts["rows_inserted"]
+    passed = not (lost or foreign or twice) and rows_in - dropped + inserted == rows
     said = (
         f"{catalog.n_files:,} files = {len(accepted):,} accepted + {len(refused):,} quarantined + "
         f"{sum(catalog.ignored.values()):,} ignored; {rows_in:,} rows read = {rows:,} stored + "
-        f"{dropped:,} dropped."
+        f"{dropped:,} dropped" + (f" - {inserted:,} inserted." if inserted else ".")
     )
     for what, paths in (("lost", lost), ("unknown to the catalog", foreign), ("twice", twice)):
         if paths:
@@ -106,7 +113,7 @@ def _ids_unique(trials: pa.Table) -> Finding:
 def _splits_disjoint(spec: DatasetSpec, trials: pa.Table) -> Finding:
     """Check that no group of trials is on two sides."""
     splits = trials["split"].to_pylist()
-    groups = trials["id"].to_pylist()
+    groups = trial_ids(trials)
     if spec.split.by != "trial":
         groups = trials["attributes"].combine_chunks().field(spec.split.by).to_pylist()
     sides: dict[str, set[str]] = {}

@@ -49,17 +49,17 @@ def check_windows(store: Store) -> Finding:
 def check_finite(store: Store) -> Finding:
     """Check that every stored value is a number, or NaN where the index says it is masked."""
     bad = [store.index.id_of(number) for number in _not_as_masked(store)]
-    scale = np.concatenate([part.ravel() for part in store.physical_affine()])
+    own = np.concatenate([part.ravel() for part in store.physical_affine()])
+    finite = store.delivery.is_finite() and bool(np.isfinite(own).all())
     n_masked = int(np.sum(store.cold("n_masked")["n_masked"].to_numpy()))
     n_values = int(store.index.n_rows.sum()) * len(store.manifest.channels)
     said = f"{n_values:,} values, {n_masked:,} of them masked ({n_masked / max(n_values, 1):.1%})."
     if bad:
         said += f" {count_of(len(bad), 'trial')} with others that are no number, such as "
         said += f"{', '.join(bad[:SHOWN])}. Run: trialshards verify STORE"
-    if not np.isfinite(scale).all():
+    if not finite:
         said += " A normalization constant is not finite: look at fit.json."
-    passed = not bad and bool(np.isfinite(scale).all())
-    return Finding("finite", passed, said, {"n_values": n_values, "n_masked": n_masked})
+    return Finding("finite", not bad and finite, said, {"n_values": n_values, "n_masked": n_masked})
 
 
 def _not_as_masked(store: Store) -> Iterator[int]:

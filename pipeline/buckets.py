@@ -7,20 +7,33 @@ A bucket is the unit of parallel and repeated building. Its result is one Parque
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import clean, derive, normalize, pack, prepare, sources
+from pipeline import (
+    clean,
+    codes,
+    derive,
+    finish,
+    normalize,
+    pack,
+    prepare,
+    reshape,
+    shape,
+    sources,
+    timeline,
+)
 from pipeline.engine import map_batches
 from pipeline.pack import pack_trials, plan_batches
-from pipeline.prepare import PreparedTrial, prepare_table
+from pipeline.finish import FinishedBatch
+from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
-from pipeline.sources.delimited import read_delimited
 from pipeline.staging import BucketResult, read_staged, refresh_files, write_staged
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
@@ -30,26 +43,15 @@ VERSION = 2
 BATCH_BYTES = 12 * 2**20
 """Input joined for one parser call: smaller pays per call, larger costs memory and cache."""
 
-# As Parquet gives lists back, so that a bucket is the same table fresh and from staging.
-_NUMBERS = pa.list_(pa.field("element", pa.float64()))
-_COLUMNS = {
-    **dict.fromkeys(("id", "digest", "source"), pa.utf8()),
-    **dict.fromkeys(("size_bytes", "mtime_ns"), pa.int64()),
-    "source_xxh3": pa.utf8(),
-    **dict.fromkeys(("bucket", "n_rows", "n_rows_in", "n_missing", "n_masked"), pa.int64()),
-    **dict.fromkeys((*normalize.MOMENTS, "offset", "scale"), _NUMBERS),
-    "shard": pa.utf8(),
-    "row_start": pa.int64(),
-    "label": pa.utf8(),
-}
-
 OnFiles = Callable[[int, int], None]
 """Called with (files, bytes) that were just dealt with."""
 
 
 def stage_versions() -> dict[str, int]:
     """Return the version of every stage that decides what a bucket holds."""
-    stages = (sources, derive, clean, normalize, prepare, pack)
+    stages = (
+        sources, reshape, timeline, derive, clean, codes, normalize, shape, finish, prepare, pack,
+    )  # fmt: skip
     return {m.__name__.rsplit(".")[-1]: m.VERSION for m in stages} | {"buckets": VERSION}
 
 
@@ -58,7 +60,12 @@ def plan_digest(recipe: Recipe, n_buckets: int) -> str:
     spec = recipe.spec.model_dump(mode="json", exclude={"split", "max_quarantined", "name"})
     del spec["source"]["obtain"]
     spec["windows"] = {"target": spec["windows"]["target"]}
-    document = {"spec": spec, "stages": stage_versions(), "n_buckets": n_buckets}
+    document = {
+        "spec": spec,
+        "stages": stage_versions(),
+        "n_buckets": n_buckets,
+        "besides": recipe.besides,
+    }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -88,16 +95,15 @@ def build_bucket(
     if found is not None and found.is_exactly(files):
         on_files(len(files), sum(file.size_bytes for file in files))
         return found.result
-    rows: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
     shards: list[ShardEntry] = []
     refusals: list[Refusal] = []
-    trials = _prepared(root, files, recipe, refusals, on_files, n_workers)
-    target_bytes = recipe.spec.shards.target_bytes
-    for members in pack_trials(trials, lambda trial: trial.n_bytes, target_bytes):
-        entry = _write_members(store, members)
+    batches = _prepared(root, files, recipe, refusals, on_files, n_workers)
+    for members in pack_trials(_segments(batches), _size_of, recipe.spec.shards.target_bytes):
+        entry, rows = _write_members(store, members)
         shards.append(entry)
-        rows.extend(_located_rows(members, entry.digest))
-    table = _as_table(rows, recipe.attribute_names)
+        tables.append(rows)
+    table = pa.concat_tables(tables).combine_chunks() if tables else None
     result = BucketResult(table, tuple(shards), tuple(refusals), tuple(files))
     write_staged(staged, asked, result)
     return result
@@ -110,45 +116,54 @@ def _prepared(
     refusals: list[Refusal],
     on_files: OnFiles,
     n_workers: int | None,
-) -> Iterator[PreparedTrial]:
-    """Yield finished trials in file order, collecting refusals on the way."""
+) -> Iterator[FinishedBatch]:
+    """Yield finished batches in file order, collecting refusals on the way."""
 
-    def work(batch: range) -> tuple[list[PreparedTrial | Refusal], list[Refusal]]:
-        tables, refused = read_delimited(root, files[batch.start : batch.stop], recipe.layout)
-        return [prepare_table(table, recipe) for table in tables], refused
+    def work(batch: range) -> FinishedBatch:
+        return prepare_files(root, files[batch.start : batch.stop], recipe)
 
     batches = plan_batches([file.size_bytes for file in files], BATCH_BYTES)
     results = map_batches(work, batches, n_workers=n_workers)
-    for batch, (trials, refused) in zip(batches, results, strict=True):
-        refusals.extend(refused)
-        for trial in trials:
-            if isinstance(trial, Refusal):
-                refusals.append(trial)
-            else:
-                yield trial
+    for batch, done in zip(batches, results, strict=True):
+        refusals.extend(done.refusals)
+        yield done
         on_files(len(batch), sum(files[i].size_bytes for i in batch))
 
 
-def _write_members(store: Path, members: Sequence[PreparedTrial]) -> ShardEntry:
-    names = members[0].arrays
-    arrays = {name: np.concatenate([m.arrays[name] for m in members]) for name in names}
-    return write_shard(store, arrays, len(members))
+class _Segment(NamedTuple):
+    """One trial segment of a batch: its number there, and its range of rows."""
+
+    batch: FinishedBatch
+    number: int
+    start: int
+    end: int
 
 
-def _located_rows(members: Sequence[PreparedTrial], digest: str) -> Iterator[dict[str, Any]]:
-    start = 0
-    for member in members:
-        yield {**member.row, "shard": digest, "row_start": start}
-        start += member.row["n_rows"]
+def _segments(batches: Iterable[FinishedBatch]) -> Iterator[_Segment]:
+    for batch in batches:
+        edges = [0, *np.cumsum(batch.n_rows).tolist()]
+        for number in range(len(batch.n_rows)):
+            yield _Segment(batch, number, edges[number], edges[number + 1])
 
 
-def _as_table(rows: list[dict[str, Any]], names: Sequence[str]) -> pa.Table | None:
-    """Return the rows; every bucket has the same attributes, whatever its own trials hold."""
-    if not rows:
-        return None
-    texts = [pa.array([row["attributes"].get(n) for row in rows], pa.utf8()) for n in names]
-    fields = [pa.field(name, kind) for name, kind in _COLUMNS.items() if name in rows[0]]
-    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-    if not names:  # Parquet has no empty struct
-        return table
-    return table.append_column("attributes", pa.StructArray.from_arrays(texts, names=names))
+def _size_of(segment: _Segment) -> int:
+    return (segment.end - segment.start) * segment.batch.row_bytes
+
+
+def _write_members(store: Path, members: Sequence[_Segment]) -> tuple[ShardEntry, pa.Table]:
+    """Write one shard, and return its entry and the index rows of its segments."""
+    runs = [list(run) for _, run in itertools.groupby(members, lambda member: id(member.batch))]
+    parts = {
+        name: [run[0].batch.arrays[name][run[0].start : run[-1].end] for run in runs]
+        for name in members[0].batch.arrays
+    }
+    entry = write_shard(store, parts, len(members))
+    tables = [
+        run[0].batch.rows.slice(run[0].number, len(run))
+        for run in runs
+        if run[0].batch.rows is not None
+    ]
+    n_rows = np.array([member.end - member.start for member in members], np.int64)
+    table = pa.concat_tables(tables)
+    table = table.append_column("shard", pa.array([entry.digest] * len(members), pa.utf8()))
+    return entry, table.append_column("row_start", pa.array(np.cumsum(n_rows) - n_rows))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.audit import Finding, audit_draft, audit_quarantine
 from pipeline.catalog import Catalog
-from pipeline.draft import draft_version
+from pipeline.draft import draft_version, trial_ids
 from pipeline.fit import find_warnings
 from pipeline.ledger import save_catalog
 from pipeline.staging import BucketResult, remove_old_staging
@@ -57,7 +57,9 @@ def commit_version(
     """
     spec, store = space.spec, space.store
     refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
-    findings: tuple[Finding, ...] = (audit_quarantine(spec, catalog, refusals),)
+    findings: tuple[Finding, ...] = (
+        audit_quarantine(spec, catalog, refusals, sum(result.n_trials for result in results)),
+    )
     if not any(result.rows is not None for result in results):
         return Commit(findings, refusals)
     try:
@@ -70,6 +72,7 @@ def commit_version(
     if not all(finding.passed for finding in findings):
         return Commit(findings, refusals)
     version = publish_version(store, draft, after=after)
+    many = spec.source.holds_many
     _remember(space, catalog, results)
     return Commit(
         findings=findings,
@@ -77,7 +80,11 @@ def commit_version(
         version=version,
         published=version != after,
         counts=draft.counts,
-        warnings=tuple(find_warnings(spec, draft.trials)),
+        warnings=(
+            *catalog.warnings,
+            *(space.recipe.tables.unmatched(trial_ids(draft.trials)) if many else ()),
+            *find_warnings(spec, draft.trials),
+        ),
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.catalog import Catalog
-from pipeline.fit import describe_lookahead, fit_train, normalization_scope
+from pipeline.fit import describe_normalization, fit_train
 from pipeline.sections import ForecastTarget, PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.splits import assign_splits, split_names
@@ -48,11 +49,7 @@ def draft_version(
         windows=spec.windows.arithmetic(),
         splits=split_names(trials["split"].to_pylist(), spec.split),
         observed=spec.clean.stores_observed(),
-        normalization={
-            "method": spec.normalize.method,
-            "scope": normalization_scope(spec),
-            "lookahead": describe_lookahead(spec),
-        },
+        normalization=describe_normalization(spec),
         counts=counts,
         spec=spec.model_dump(mode="json"),
         trials=trials.append_column("weight", weight),
@@ -66,8 +63,17 @@ def merge_buckets(spec: DatasetSpec, results: Sequence[BucketResult]) -> pa.Tabl
     """Return the trials of all buckets, sorted by id, with their splits."""
     tables = [result.rows for result in results if result.rows is not None]
     trials = sort_by_id(pa.concat_tables(tables, promote_options="permissive"))
-    splits = assign_splits(trials["id"].to_pylist(), _attributes(trials), spec.split)
+    spans = None
+    if "time_start" in trials.column_names:
+        spans = np.stack([trials[name].to_numpy() for name in ("time_start", "time_end")], axis=1)
+    splits = assign_splits(trial_ids(trials), _attributes(trials), spec.split, spans=spans)
     return trials.append_column("split", pa.array(splits, pa.utf8()))
+
+
+def trial_ids(trials: pa.Table) -> list[str]:
+    """Return the trial of each row; several rows are one trial where it has gaps."""
+    ids: list[str] = trials["trial" if "trial" in trials.column_names else "id"].to_pylist()
+    return ids
 
 
 def _attributes(trials: pa.Table) -> dict[str, list[str | None]]:
@@ -102,18 +108,26 @@ def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, p
 
 def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:
     """Account for every file and every row (law 3)."""
-    rows_in, rows = sum(trials["n_rows_in"].to_pylist()), sum(trials["n_rows"].to_pylist())
+    sums = {
+        name: int(pc.sum(trials[name]).as_py())
+        for name in ("n_rows_in", "n_rows", "n_dropped", "n_merged", "n_inserted", "n_outliers")
+    }
+    dropped = {"missing_values": sums["n_dropped"], "merged": sums["n_merged"]}
+    sizes = dict(zip(trials["source"].to_pylist(), trials["size_bytes"].to_pylist(), strict=True))
+    sizes |= {refusal.source: refusal.size_bytes for refusal in refusals}
     by_split = Counter(trials["split"].to_pylist())
     return {
         "files": catalog.n_files,
-        "trials": trials.num_rows,
+        "trials": len(set(trial_ids(trials))),
         "quarantined": len(refusals),
         "quarantined_by_code": dict(sorted(Counter(r.code for r in refusals).items())),
         "ignored": dict(catalog.ignored),
-        "rows_in": rows_in,
-        "rows_dropped": {"missing_values": rows_in - rows} if rows_in != rows else {},
-        "rows": rows,
-        "has_missing": any(trials["n_masked"].to_pylist()),
+        "rows_in": sums["n_rows_in"],
+        "rows_dropped": {reason: n for reason, n in dropped.items() if n},
+        "rows_inserted": sums["n_inserted"],
+        "rows": sums["n_rows"],
+        "values_clipped": sums["n_outliers"],
+        "has_missing": bool(pc.any(pc.greater(trials["n_masked"], 0)).as_py()),
         "trials_by_split": dict(sorted(by_split.items())),
-        "source_bytes": sum(trials["size_bytes"].to_pylist()) + sum(r.size_bytes for r in refusals),
+        "source_bytes": sum(sizes.values()),
     }

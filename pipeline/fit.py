@@ -1,38 +1,29 @@
-"""What is fitted on train trials: normalization with scope `train`, and target statistics."""
+"""What is fitted on train trials: normalization, target statistics, vocabularies, statics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.codes import fit_codes
 from pipeline.derive import parse_expressions
-from pipeline.normalize import (
-    MOMENTS,
-    Affine,
-    affine_from_moments,
-    affine_from_values,
-    coarse_channels,
-    merge_moments,
-    overflowing_channels,
-)
+from pipeline.normalize import channel_entries, coarse_channels, merge_moments
 from pipeline.sections import PerTrialTarget
 from pipeline.spec import DatasetSpec
+from pipeline.statistics import fit_normalization, group_values, stack_moments
+from pipeline.trainrows import TrainRows
+from pipeline.trials import Bool, Float64
+from shards.affine import Delivery, Entry, channels_of, describe_entries, scope_kind
 from shards.errors import InvalidSpecError
 from shards.identity import pairs_digest
 from shards.manifest import ShardEntry
-from shards.maps import FileRange
+from shards.regimes import AffineTable
 from shards.version import split_pairs
-
-Float64 = npt.NDArray[np.float64]
-
-QUANTILE_ROWS = 2**22
-"""Rows that quartiles are taken from; beyond it every k-th row of each trial, k whole."""
 
 
 def fit_train(
@@ -40,103 +31,74 @@ def fit_train(
 ) -> dict[str, Any]:
     """Return `fit.json` for id-sorted trials with their splits assigned.
 
-    It depends on the train trials alone: on their moments in id order, or for quartiles on their
-    stored rows.
+    It depends on the train trials alone: on their moments in id order, or for quartiles and
+    regimes on their stored rows.
 
     Raises:
-        InvalidSpecError: If statistics of train are asked for and no trial is in train.
+        InvalidSpecError: If statistics of train are asked for and no trial is in train, if train
+            has fewer different rows than regimes, or if float32 cannot hold some normalized value.
     """
     train = trials.filter(pc.equal(trials["split"], "train"))
-    n_channels = len(spec.channels)
+    entries, names = channel_entries(spec), [channel.name for channel in spec.inputs()]
+    rows = TrainRows(train, shards, store)
     fit: dict[str, Any] = {
-        "normalize": {"method": spec.normalize.method, "scope": normalization_scope(spec)},
+        "normalize": fit_normalization(entries, spec.normalize.regimes, names, train, rows),
         "trials_digest": pairs_digest(split_pairs(trials, "train")),
+        **fit_codes(spec, train),
     }
+    _refuse_overflow(names, entries, fit["normalize"], trials)
     if train.num_rows == 0:
-        if normalization_scope(spec) == "train":
-            raise InvalidSpecError(
-                f"normalize.scope is train, but no trial is in split 'train' "
-                f"({trials.num_rows} trials in other splits). Mend split, or use scope: trial."
-            )
         return fit
-    merged = merge_moments(stack_moments(train))
-    if normalization_scope(spec) == "train":
-        affine = _train_affine(spec, merged, train, shards, store)
-        _refuse_overflow(spec, affine, trials)
-        fit["normalize"] |= {
-            "offset": affine.offset.tolist(),
-            "scale": affine.scale.tolist(),
-            "n_trials": train.num_rows,
-        }
-    target = _target_statistics(spec, merged, train, n_channels)
+    target = _target_statistics(spec, merge_moments(stack_moments(train)), train, len(names))
     return fit if target is None else {**fit, "target": target}
 
 
-def normalization_scope(spec: DatasetSpec) -> str:
-    """Return the scope as the format knows it."""
-    return "none" if spec.normalize.method == "none" else spec.normalize.scope
+def describe_normalization(spec: DatasetSpec) -> dict[str, Any]:
+    """Return `normalization` of the manifest."""
+    return {**describe_entries(channel_entries(spec)), "lookahead": describe_lookahead(spec)}
 
 
-def stack_moments(trials: pa.Table) -> dict[str, Float64]:
-    """Return the moments of trials, `[trials, channels + target columns]` each."""
-    return {name: _rows(trials[name]) for name in MOMENTS}
-
-
-def _rows(column: pa.ChunkedArray) -> Float64:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat, np.float64).reshape(len(column), -1)
-
-
-def _train_affine(
-    spec: DatasetSpec,
-    merged: dict[str, Float64],
-    train: pa.Table,
-    shards: Sequence[ShardEntry],
-    store: Path,
-) -> Affine:
-    if spec.normalize.method == "robust":
-        return _quartiles(train, shards, store)
-    channels = slice(len(spec.channels))
-    return affine_from_moments(
-        spec.normalize.method, {name: column[channels] for name, column in merged.items()}
-    )
-
-
-def _refuse_overflow(spec: DatasetSpec, affine: Affine, trials: pa.Table) -> None:
+def _refuse_overflow(
+    names: Sequence[str], entries: Sequence[Entry], fit: Mapping[str, Any], trials: pa.Table
+) -> None:
     """Refuse values of any split that the train trials' scale would make infinite."""
-    moments = stack_moments(trials)
-    n = len(spec.channels)
-    low = np.nanmin(moments["min"][:, :n], axis=0, initial=np.inf)
-    high = np.nanmax(moments["max"][:, :n], axis=0, initial=-np.inf)
-    for place in np.flatnonzero(overflowing_channels(affine, low, high) & (low <= high)).tolist():
-        raise InvalidSpecError(
-            f"channel {spec.channels[place].name!r} reaches from {low[place]:g} to "
-            f"{high[place]:g}, beyond float32 in units of the train trials' scale "
-            f"{affine.scale[place]:g}. Correct those files, or use normalize.scope: trial."
-        )
+    delivery = Delivery.parse(tuple(entries), fit, names, lambda name: group_values(trials, name))
+    low, high = (_per_channel(trials[name], len(names)) for name in ("min", "max"))
+    table = delivery.table if delivery.row is None else delivery.table.take(delivery.row)
+    for place in np.flatnonzero(_overflowing(table, low, high)).tolist():
+        # What is stored normalized was checked then, by its own constants.
+        if place not in delivery.own:
+            raise _overflow(names[place], low[:, place], high[:, place])
+    all_low, all_high = (f.reduce(x, axis=0) for f, x in ((np.fmin, low), (np.fmax, high)))
+    if delivery.regimes is not None:
+        table, places = delivery.regimes.table, delivery.regimes.channels
+        for found in np.flatnonzero(_overflowing(table, all_low[places], all_high[places])):
+            raise _overflow(names[places[found]], low[:, places[found]], high[:, places[found]])
+    for place in channels_of(entries, "window").tolist():
+        if all_high[place] - all_low[place] > _LARGEST:
+            raise _overflow(names[place], low[:, place], high[:, place])
 
 
-def _quartiles(train: pa.Table, shards: Sequence[ShardEntry], store: Path) -> Affine:
-    """Read one channel at a time from the stored rows: quantiles do not merge."""
-    rows = {shard.digest: _map_values(store, shard) for shard in shards}
-    step = -(-sum(train["n_rows"].to_pylist()) // QUANTILE_ROWS)
-    places = (train[name].to_pylist() for name in ("shard", "row_start", "n_rows"))
-    parts = [rows[d][start : start + n : step] for d, start, n in zip(*places, strict=True)]
-    columns = [
-        affine_from_values(np.concatenate([p[:, c] for p in parts]).astype(np.float64)[:, None])
-        for c in range(parts[0].shape[1])
-    ]
-    return Affine(
-        np.concatenate([c.offset for c in columns]), np.concatenate([c.scale for c in columns])
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _per_channel(column: pa.ChunkedArray, n_channels: int) -> Float64:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float64).reshape(len(column), -1)[:, :n_channels]
+
+
+def _overflowing(table: AffineTable, low: Float64, high: Float64) -> Bool:
+    """Return, per channel, whether any range [low, high] is infinite by its row of the table."""
+    reach = np.fmax(np.abs(low - table.offset), np.abs(high - table.offset))
+    beyond = (reach >= _LARGEST) | (reach / table.scale >= _LARGEST)
+    return np.asarray(beyond.any(axis=0))
+
+
+def _overflow(name: str, low: Float64, high: Float64) -> InvalidSpecError:
+    return InvalidSpecError(
+        f"channel {name!r} reaches from {np.nanmin(low):g} to {np.nanmax(high):g}, beyond float32 "
+        "in units of the scale that was fitted. Correct those files, or use normalize.scope: trial."
     )
-
-
-def _map_values(store: Path, shard: ShardEntry) -> npt.NDArray[np.float32]:
-    """Map one shard's rows: one map per shard, since the system limits how many there may be."""
-    array = shard.arrays["values"]
-    path = store / "shards" / shard.digest / "values" / "c" / "0" / "0"
-    data = FileRange([(path, array.size_bytes)]).bytes[: array.data_bytes]
-    return data.view(np.float32).reshape(array.n_rows, array.n_columns)
 
 
 def _target_statistics(
@@ -160,15 +122,15 @@ def _target_statistics(
 
 def find_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
     """Return what a user should know of the values, in sentences."""
-    if normalization_scope(spec) == "trial" or trials.num_rows == 0:
+    if trials.num_rows == 0:
         return []
-    merged = merge_moments(stack_moments(trials))
-    coarse = coarse_channels(merged)
+    coarse = coarse_channels(merge_moments(stack_moments(trials)))
+    stored = zip(spec.inputs(), channel_entries(spec), coarse.tolist(), strict=False)
     return [
         f"channel {channel.name!r}: float32 steps are {ratio:.1g} of its spread, so digits are "
         "lost. Subtract a constant level first (derive), or use normalize.scope: trial."
-        for channel, ratio in zip(spec.channels, coarse.tolist(), strict=False)
-        if ratio
+        for channel, (_, scope), ratio in stored
+        if ratio and scope_kind(scope) not in ("trial", "prefix")
     ]
 
 
@@ -177,12 +139,33 @@ def describe_lookahead(spec: DatasetSpec) -> list[str]:
     ahead = []
     if spec.clean.missing == "interpolate":
         ahead.append("clean.missing: interpolate uses the next present value")
-    if normalization_scope(spec) == "trial":
-        ahead.append("normalize.scope: trial uses statistics of the whole trial")
+    ahead += _describe_scopes(spec)
     inputs = {channel.name for channel in spec.channels}
     ahead += [
         f"derive.{name} sees the whole trial"
         for name, expression in sorted(parse_expressions(spec.derive).items())
         if name in inputs and not expression.meta.is_column()  # a column under another name
     ]
+    return ahead
+
+
+_AHEAD = {
+    "trial": "uses statistics of the whole trial",
+    "prefix": "uses statistics of those first rows for each of them too",
+    "window": "uses statistics of the whole window for each of its steps",
+}
+
+
+def _describe_scopes(spec: DatasetSpec) -> list[str]:
+    """Return the scopes that look ahead inside a trial, in sentences."""
+    entries = channel_entries(spec)
+    members: dict[str, list[str]] = {}
+    for channel, (_, scope) in zip(spec.inputs(), entries, strict=True):
+        members.setdefault(scope, []).append(channel.name)
+    ahead = []
+    for scope, names in members.items():
+        if scope_kind(scope) in _AHEAD:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            of = "" if len(members) == 1 else f" (of {', '.join(names[:3])}{more})"
+            ahead.append(f"normalize.scope: {scope}{of} {_AHEAD[scope_kind(scope)]}")
     return ahead

@@ -59,7 +59,11 @@ class Changes:
 def save_catalog(path: Path, catalog: Catalog) -> None:
     """Write a catalog to a Parquet file, one row per path, by one rename."""
     rows = [*map(_file_row, catalog.files), *map(_refusal_row, catalog.refusals)]
-    about = {"ignored": dict(catalog.ignored), "n_buckets": catalog.n_buckets}
+    about = {
+        "ignored": dict(catalog.ignored),
+        "n_buckets": catalog.n_buckets,
+        "warnings": list(catalog.warnings),
+    }
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     replace_file(path, parquet_bytes(table.replace_schema_metadata({"catalog": json.dumps(about)})))
 
@@ -87,6 +91,7 @@ def load_catalog(path: Path, root: Path) -> Catalog:
             refusals=tuple(_as_refusal(row) for row in rows if row["code"] is not None),
             ignored=about["ignored"],
             n_buckets=about["n_buckets"],
+            warnings=tuple(about.get("warnings", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise CorruptStoreError(

@@ -7,14 +7,19 @@ computing the sample variance".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.trials import Bool, Float32, Float64
+from pipeline.sections import ForecastTarget, PerTrialTarget
+from pipeline.spec import DatasetSpec
+from pipeline.trials import Bool, Float32, Float64, Int64
+from shards.affine import Entry, scope_kind
+from shards.errors import InvalidSpecError
 
-VERSION = 1
+VERSION = 2
 _LARGEST = 1e30
 _SMALLEST = 1e-30
 """Within these a float32 holds the normalized value and the inverse scale."""
@@ -33,37 +38,112 @@ class Affine:
         return ((values - self.offset) / self.scale).astype(np.float32)
 
 
-def measure_moments(values: Float64) -> dict[str, Float64]:
-    """Return the moments of present values, per column.
+def channel_entries(spec: DatasetSpec) -> list[Entry]:
+    """Return method and scope of every stored channel."""
+    return [spec.normalize.of_channel(channel.name) for channel in spec.inputs()]
 
-    Deviations are taken from the mean, and the mean itself from deviations from the first value:
-    sums of raw squares lose all digits where a level is large against its spread.
+
+def check_normalization(spec: DatasetSpec) -> None:
+    """Refuse scopes that cannot work.
+
+    Raises:
+        InvalidSpecError: Naming the channel and what to do.
+    """
+    scopes = {channel.name: spec.normalize.of_channel(channel.name)[1] for channel in spec.inputs()}
+    target, regimes = spec.windows.target, spec.normalize.regimes
+    for name in target.channels if isinstance(target, ForecastTarget) else ():
+        if scopes[name] == "regime":
+            raise InvalidSpecError(
+                f"normalize: {name!r} is forecast and has scope regime, but the regime of a later "
+                f"row is not known. Say normalize.channels: {{{name}: {{scope: train}}}}."
+            )
+    for name in regimes.channels if regimes is not None else ():
+        if scope_kind(scopes[name]) in ("trial", "prefix"):
+            raise InvalidSpecError(
+                f"normalize.regimes.channels: {name!r} has scope {scopes[name]}, so its physical "
+                "values, which tell the regime, are not stored. Say "
+                f"normalize.channels: {{{name}: {{scope: train}}}}, or method: none."
+            )
+    if isinstance(target, PerTrialTarget) and f"group:{target.attribute}" in scopes.values():
+        raise InvalidSpecError(
+            f"normalize.scope: group:{target.attribute} would tell the model its target. "
+            "Group by another attribute, or use scope: train."
+        )
+
+
+def measure_moments(values: Float64) -> dict[str, Float64]:
+    """Return the moments of present values, per column; of one trial, as `batch_moments`.
 
     Args:
         values: `[rows, columns]` float64, NaN where missing.
 
     Returns:
-        `count`, `shift`, `sum`, `sum_sq` (of x - shift), `min`, `max`: float64 `[columns]`;
-        `shift` 0 and `min`, `max` NaN where nothing is present.
+        float64 `[columns]` each.
     """
-    present = ~np.isnan(values)
-    count = present.sum(axis=0).astype(np.float64)
+    moments = batch_moments(values, np.array([0, len(values)]))
+    return {name: rows[0] for name, rows in moments.items()}
+
+
+def batch_moments(values: Float64, edges: Int64) -> dict[str, Float64]:
+    """Return the moments of present values of many trials that lie one after another.
+
+    Deviations are taken from the mean, and the mean itself from deviations from the first value:
+    sums of raw squares lose all digits where a level is large against its spread. A trial's bits
+    do not depend on what lies beside it.
+
+    Args:
+        values: `[rows, columns]` float64, NaN where missing.
+        edges: `[trials + 1]`, the rows where trials begin; none is empty.
+
+    Returns:
+        `count`, `shift`, `sum`, `sum_sq` (of x - shift), `min`, `max`: float64
+        `[trials, columns]`; `shift` 0 and `min`, `max` NaN where nothing is present.
+    """
+    shape = (len(edges) - 1, values.shape[1])
+    moments = {name: np.empty(shape) for name in MOMENTS}
+    # Column by column in contiguous memory: reduceat along rows of a matrix takes 5 times longer.
+    for place in range(values.shape[1]):
+        own = _column_moments(np.ascontiguousarray(values[:, place]), edges)
+        for name, column in own.items():
+            moments[name][:, place] = column
+    return moments
+
+
+def _column_moments(column: Float64, edges: Int64) -> dict[str, Float64]:
+    starts, n_rows = edges[:-1], np.diff(edges)
+    missing = np.isnan(column)
+    low = high = column
+    count, first = n_rows.astype(np.float64), column[starts]
+    holes = bool(missing.any())
+    if holes:
+        count -= np.add.reduceat(missing, starts, dtype=np.float64)
+        first = _first_present(column, missing, edges)
+        low, high = (np.where(missing, fill, column) for fill in (np.inf, -np.inf))
     n = np.maximum(count, 1.0)
-    first = values[present.argmax(axis=0), np.arange(values.shape[1])]
-    first = np.where(count > 0, first, 0.0)
-    shift = first + np.where(present, values - first, 0.0).sum(axis=0) / n
-    deviation = np.where(present, values - shift, 0.0)
+    deviation = column - np.repeat(first, n_rows)
+    if holes:
+        deviation[missing] = 0.0
+    shift = first + np.add.reduceat(deviation, starts) / n
+    np.subtract(column, np.repeat(shift, n_rows), out=deviation)
+    if holes:
+        deviation[missing] = 0.0
     nothing = count == 0
-    low = np.where(present, values, np.inf).min(axis=0, initial=np.inf)
-    high = np.where(present, values, -np.inf).max(axis=0, initial=-np.inf)
     return {
         "count": count,
         "shift": shift,
-        "sum": deviation.sum(axis=0),
-        "sum_sq": (deviation * deviation).sum(axis=0),
-        "min": np.where(nothing, np.nan, low),
-        "max": np.where(nothing, np.nan, high),
+        "sum": np.add.reduceat(deviation, starts),
+        "sum_sq": np.add.reduceat(np.multiply(deviation, deviation, out=deviation), starts),
+        "min": np.where(nothing, np.nan, np.minimum.reduceat(low, starts)),
+        "max": np.where(nothing, np.nan, np.maximum.reduceat(high, starts)),
     }
+
+
+def _first_present(column: Float64, missing: Bool, edges: Int64) -> Float64:
+    """Return the first present value of each trial; 0 where there is none."""
+    present = np.append(np.flatnonzero(~missing), len(column))
+    place = present[np.searchsorted(present, edges[:-1])]
+    there = place < edges[1:]
+    return np.where(there, column[np.where(there, place, 0)], 0.0)
 
 
 def merge_moments(moments: Mapping[str, Float64]) -> dict[str, Float64]:
@@ -113,17 +193,89 @@ def affine_from_values(values: Float64) -> Affine:
     if not empty.all():
         quartiles[:, ~empty] = np.nanquantile(values[:, ~empty], [0.25, 0.5, 0.75], axis=0)
     affine = _defined(quartiles[1], quartiles[2] - quartiles[0])
-    # An impulse among values that are all but equal: in units of their spread it is infinite.
-    reach = np.nanmax(np.abs(values - affine.offset), axis=0, initial=0.0)
-    return Affine(affine.offset, np.where(affine.scale * _LARGEST > reach, affine.scale, reach))
+    low, high = (f.reduce(values, axis=0) for f in (np.fmin, np.fmax))
+    return _within_reach(affine, low, high)
 
 
-def trial_affine(method: str, values: Float64, moments: Mapping[str, Float64]) -> Affine:
-    """Return the affine of one trial by its own statistics."""
+def _within_reach(affine: Affine, low: Float64, high: Float64) -> Affine:
+    """Widen scales in which some value would be infinite: an impulse among all but equal ones."""
+    with np.errstate(invalid="ignore"):
+        reach = np.fmax(np.abs(low - affine.offset), np.abs(high - affine.offset))
+    too_far = affine.scale * _LARGEST <= reach
+    return Affine(affine.offset, np.where(too_far, reach, affine.scale))
+
+
+def trial_affine(entries: Sequence[Entry], values: Float64) -> Affine:
+    """Return the affine of one trial: its own for scopes `trial` and `prefix(n)`, else identity.
+
+    Args:
+        entries: Method and scope of each channel.
+        values: `[rows, channels]` float64, all segments of the trial.
+    """
+    affine = batch_affine(entries, values, np.array([0, len(values)]))
+    if affine is None:
+        return identity_affine(values.shape[1])
+    return Affine(affine.offset[0], affine.scale[0])
+
+
+def batch_affine(
+    entries: Sequence[Entry],
+    values: Float64,
+    edges: Int64,
+    moments: Mapping[str, Float64] | None = None,
+) -> Affine | None:
+    """Return the affines of many trials that lie one after another, `[trials, channels]`.
+
+    Args:
+        entries: Method and scope of each channel.
+        values: `[rows, channels]` float64, NaN where missing.
+        edges: `[trials + 1]`, the rows where trials begin; none is empty.
+        moments: Those of the same trials, `[trials, >= channels]`, where they are known already.
+
+    Returns:
+        None if no channel has scope `trial` or `prefix(n)`.
+    """
+    chosen: dict[Entry, list[int]] = {}
+    for place, entry in enumerate(entries):
+        if scope_kind(entry[1]) in ("trial", "prefix"):
+            chosen.setdefault(entry, []).append(place)
+    if not chosen:
+        return None
+    shape = (len(edges) - 1, len(entries))
+    offset, scale = np.zeros(shape), np.ones(shape)
+    for (method, scope), places in chosen.items():
+        part = values[:, places]
+        if scope != "trial":
+            own = _prefix_affine(method, part, edges, int(scope[len("prefix(") : -1]))
+        else:
+            known = {name: m[:, places] for name, m in moments.items()} if moments else None
+            own = _own_affine(method, part, edges, known)
+        offset[:, places], scale[:, places] = own.offset, own.scale
+    return Affine(offset, scale)
+
+
+def _own_affine(
+    method: str, values: Float64, edges: Int64, moments: Mapping[str, Float64] | None = None
+) -> Affine:
+    """Return the affine of each trial by all its rows, `[trials, columns]`."""
     if method == "robust":
-        return affine_from_values(values)
-    rows = {name: column[None, : values.shape[1]] for name, column in moments.items()}
-    return affine_from_moments(method, merge_moments(rows))
+        own = [affine_from_values(values[a:b]) for a, b in itertools.pairwise(edges.tolist())]
+        return Affine(np.stack([a.offset for a in own]), np.stack([a.scale for a in own]))
+    moments = batch_moments(values, edges) if moments is None else moments
+    n = np.maximum(moments["count"], 1.0)
+    spread = moments["sum_sq"] - moments["sum"] ** 2 / n
+    mean, sd = moments["shift"] + moments["sum"] / n, np.sqrt(np.maximum(spread / n, 0.0))
+    return affine_from_moments(method, {**moments, "mean": mean, "sd": sd})
+
+
+def _prefix_affine(method: str, values: Float64, edges: Int64, n_first: int) -> Affine:
+    """Return the affine of each trial by its first rows, `[trials, columns]`."""
+    counts = np.minimum(np.diff(edges), n_first)
+    within = np.append(0, np.cumsum(counts))
+    rows = np.arange(within[-1]) + np.repeat(edges[:-1] - within[:-1], counts)
+    affine = _own_affine(method, values[rows], within)
+    low, high = (f.reduceat(values, edges[:-1], axis=0) for f in (np.fmin, np.fmax))
+    return _within_reach(affine, low, high)
 
 
 def identity_affine(n_channels: int) -> Affine:
@@ -135,13 +287,6 @@ def _defined(offset: Float64, scale: Float64) -> Affine:
     """A constant channel has no scale and an empty one no offset: they become 0, and stay NaN."""
     usable = np.isfinite(scale) & (scale > _SMALLEST)
     return Affine(np.where(np.isfinite(offset), offset, 0.0), np.where(usable, scale, 1.0))
-
-
-def overflowing_channels(affine: Affine, low: Float64, high: Float64) -> Bool:
-    """Return, per channel, whether float32 delivery of values in [low, high] is infinite."""
-    reach = np.maximum(np.abs(low - affine.offset), np.abs(high - affine.offset))
-    largest = float(np.finfo(np.float32).max)
-    return np.asarray((reach >= largest) | (reach / affine.scale >= largest))
 
 
 def coarse_channels(merged: Mapping[str, Float64], tolerance: float = 1e-3) -> Float64:

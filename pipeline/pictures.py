@@ -129,7 +129,7 @@ def sample_windows(store: Store, *, n: int = 4, seed: int = 0) -> bytes:
     first = target.columns if target.kind == "forecast" else ()
     shown = [names.index(name) for name in dict.fromkeys([*first, *names])][:MOST_CHANNELS]
     n_lines, n_columns = -(-len(windows) // 2), min(len(windows), 2)
-    title = f"Train windows as delivered ({_method(store)}): {len(shown)} of {len(names)} channels"
+    title = f"Train windows as delivered ({_methods(store)}): {len(shown)} of {len(names)} channels"
     figure = new_figure(0.9 + 1.4 * n_lines, title)
     for place, window in enumerate(windows, start=1):
         _draw_window(figure.add_subplot(n_lines, n_columns, place), store, window, shown)
@@ -189,17 +189,16 @@ def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> byt
     if channel not in (None, *names):
         raise InvalidSpecError(f"no channel {channel!r}; the version has: {', '.join(names)}.")
     column = uneven_channel(store) if channel is None else names.index(channel)
-    (offset, scale), unit = store.physical_affine(), store.manifest.channels[column].unit
+    unit = store.manifest.channels[column].unit
     figure, entries = new_figure(3.5), []
     left, right = figure.subplots(1, 2, sharex=True)
     for place, trial in enumerate(evenly(len(store.index), n).tolist()):
-        color, own = COLORS[place % len(COLORS)], trial % len(scale)
-        line = deliver(store, trial)[:, column]
-        trace(left, 0, line * scale[own, column] + offset[own, column], color)
-        trace(right, 0, line, color)
+        color = COLORS[place % len(COLORS)]
+        trace(left, 0, store.physical_rows(trial)[:, column], color)
+        trace(right, 0, deliver(store, trial)[:, column], color)
         entries.append((store.index.id_of(trial), color))
     left.set_title(plain(names[column]) + (f" [{plain(unit)}]" if unit else ""), fontsize=9)
-    right.set_title(f"as delivered ({_method(store)})", fontsize=9)
+    right.set_title(f"as delivered ({_method(*store.delivery.entries[column])})", fontsize=9)
     figure.supxlabel("row", fontsize=8)
     return render_png(figure, entries)
 
@@ -210,11 +209,10 @@ def uneven_channel(store: Store) -> int:
     It looks at 64 trials, and 1,000 rows of each. A channel that is constant in each trial shows
     nothing of a normalization: it comes last but for one without values.
     """
-    (offset, scale), levels, spreads = store.physical_affine(), [], []
+    levels, spreads = [], []
     for trial in evenly(len(store.index), 64).tolist():
         rows = slice(None, None, int(store.index.n_rows[trial]) // 1000 + 1)
-        own, some = trial % len(scale), deliver(store, trial, rows).astype(np.float64)
-        present = np.ma.masked_invalid(some * scale[own] + offset[own])
+        present = np.ma.masked_invalid(store.physical_rows(trial, rows).astype(np.float64))
         levels.append(present.mean(axis=0))
         spreads.append(present.var(axis=0) * (np.ma.ptp(present, axis=0) > 0))
     between, within = np.ma.stack(levels).var(axis=0), np.ma.stack(spreads).mean(axis=0)
@@ -223,11 +221,16 @@ def uneven_channel(store: Store) -> int:
 
 
 def deliver(store: Store, trial: int, rows: slice = slice(None)) -> Float32:
-    """Return rows of a trial, `[rows, channels]`, as a model gets them, but with NaN for a gap."""
-    affine, values = store.delivery_affine(), store.trial_rows(trial)[rows]
-    return values if affine is None else (values - affine[0]) * affine[1]
+    """Return rows of a trial, `[rows, channels]`, as a model gets them, but with NaN for a gap.
+
+    Channels that each window normalizes by itself are in physical units.
+    """
+    return store.deliver_rows(trial, rows)
 
 
-def _method(store: Store) -> str:
-    method, scope = (store.manifest.normalization[key] for key in ("method", "scope"))
+def _method(method: str, scope: str) -> str:
     return "not normalized" if method == "none" else f"{method} by {scope}"
+
+
+def _methods(store: Store) -> str:
+    return ", ".join(_method(*entry) for entry in dict.fromkeys(store.delivery.entries))

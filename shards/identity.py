@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,19 @@ def trial_digest(
     label: str | float | None,
     *,
     weight: float = 1.0,
+    categories: Sequence[Sequence[str]] = (),
+    statics: Mapping[str, str | None] | None = None,
 ) -> str:
-    """Return the digest of one trial: its id, its rows by array name, its label and weight.
+    """Return the digest of one trial: of all that a model could see of it.
 
     Args:
         trial_id: The id.
         arrays: `[rows, columns]` each, the trial's own rows.
         label: Class name, or value; None when the trial has none.
         weight: Its loss weight.
+        categories: Of each column of `codes`, the words that its codes 1, 2, ... stand for.
+        statics: Name -> text of each attribute that is an input, in the order of the data set;
+            None where the trial has none.
     """
     state = xxhash.xxh3_128()
 
@@ -46,6 +51,11 @@ def trial_digest(
     else:
         add(b"" if label is None else b"value " + np.float32(label).astype("<f4").tobytes())
     add(np.float32(weight).astype("<f4").tobytes())
+    # Only where there are any, so that trials without them keep the digests they always had.
+    if categories:
+        add(b"categories " + _json([list(words) for words in categories]))
+    if statics:
+        add(b"statics " + _json([list(pair) for pair in statics.items()]))
     return state.hexdigest()
 
 
@@ -81,6 +91,10 @@ def dataset_fingerprint(fingerprints: Mapping[str, str]) -> str:
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
     """Return JSON bytes that are equal for equal documents."""
+    return _json(document)
+
+
+def _json(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import xxhash
 
+from shards.affine import is_first_minor, parse_entries
 from shards.errors import CorruptStoreError, FormatVersionError
 from shards.identity import FORMAT_MAJOR, canonical_json
 from shards.layout import DIGEST, ArraySpec, is_array_name
 from shards.windows import WindowSpec
 
-FORMAT_MINOR = 0
+FORMAT_MINOR = 1
 VERSION_FILES = ("index.arrow", "trials.parquet", "quarantine.parquet", "fit.json")
 
 
@@ -39,6 +40,19 @@ class TargetSchema:
     kind: str
     columns: tuple[str, ...]
     classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EncodedInput:
+    """An input that is no channel: a text column of the rows, or an attribute of the trial.
+
+    Attributes:
+        name: Of the column or attribute.
+        encoding: How a model gets it: `one_hot` or `embed`; an attribute also as a `number`.
+    """
+
+    name: str
+    encoding: str
 
 
 @dataclass(frozen=True)
@@ -100,12 +114,21 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     files: Mapping[str, Mapping[str, Any]]
     spec: Mapping[str, Any]
+    codes: tuple[EncodedInput, ...] = ()
+    statics: tuple[EncodedInput, ...] = ()
+
+    @property
+    def format_minor(self) -> int:
+        """The lowest minor that says it all: what needs no newer format is written as ever."""
+        newer = self.codes or self.statics or not is_first_minor(self.normalization)
+        return FORMAT_MINOR if newer else 0
 
     def to_bytes(self) -> bytes:
         """Return `dataset.json`."""
         classes = self.target.classes
+        encoded = {name: [dict(vars(e)) for e in getattr(self, name)] for name in _ENCODINGS}
         document: dict[str, Any] = {
-            "format": {"name": "trialshards", "major": FORMAT_MAJOR, "minor": FORMAT_MINOR},
+            "format": {"name": "trialshards", "major": FORMAT_MAJOR, "minor": self.format_minor},
             "layout": "rows",
             "container": "zarr",
             **vars(self),
@@ -118,7 +141,9 @@ class Manifest:
             "windows": self.windows.as_dict(),
             "splits": list(self.splits),
             "shards": [shard.as_dict() for shard in self.shards],
+            **encoded,
         }
+        document = {name: part for name, part in document.items() if encoded.get(name, True)}
         return canonical_json(sign(document)) + b"\n"
 
     @classmethod
@@ -171,6 +196,8 @@ class Manifest:
             shards=tuple(ShardEntry.from_dict(entry) for entry in document["shards"]),
             files={name: dict(promise) for name, promise in document["files"].items()},
             spec=dict(document["spec"]),
+            codes=_encoded(document.get("codes", [])),
+            statics=_encoded(document.get("statics", [])),
         )
 
 
@@ -181,6 +208,13 @@ def sign(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with the digest of everything else in it."""
     rest = {name: value for name, value in document.items() if name != "xxh3_128"}
     return {**rest, "xxh3_128": xxhash.xxh3_128_hexdigest(canonical_json(rest))}
+
+
+_ENCODINGS = {"codes": ("one_hot", "embed"), "statics": ("number", "one_hot", "embed")}
+
+
+def _encoded(entries: Any) -> tuple[EncodedInput, ...]:
+    return tuple(EncodedInput(*_names([e["name"], e["encoding"]])) for e in entries)
 
 
 def _names(values: Any) -> tuple[str, ...]:
@@ -196,27 +230,46 @@ def _consistent(manifest: Manifest) -> Manifest:
         ValueError: Naming the contradiction.
     """
     channels = [channel.name for channel in manifest.channels]
-    target, scope = manifest.target, manifest.normalization["scope"]
+    target = manifest.target
     if target.kind not in ("forecast", "per_step", "per_trial") or not target.columns:
         raise ValueError(f"target is {target}")
     if target.kind == "forecast" and not set(target.columns) <= set(channels):
         raise ValueError(f"forecast columns {target.columns} are no channels")
-    if scope not in ("trial", "train", "none"):
-        raise ValueError(f"normalization scope is {scope!r}")
+    entries = dict(zip(channels, parse_entries(manifest.normalization, len(channels)), strict=True))
+    if target.kind == "forecast" and any(entries[name][1] == "regime" for name in target.columns):
+        raise ValueError(f"forecast columns {target.columns} have normalization scope 'regime'")
     if set(manifest.fingerprints) != set(manifest.splits):
         raise ValueError("fingerprints are not those of the splits")
     if missing := set(VERSION_FILES) - set(manifest.files):
         raise ValueError(f"files lack {sorted(missing)}")
-    wanted = {"values": ("float32", len(channels))}
-    if manifest.observed:
-        wanted["observed"] = ("uint8", -(-len(channels) // 8))
-    if target.kind == "per_step":
-        wanted["targets"] = ("float32", len(target.columns))
+    _check_encoded(manifest)
+    wanted = _wanted_arrays(manifest)
     for shard in manifest.shards:
         got = {name: (spec.dtype, spec.n_columns) for name, spec in shard.arrays.items()}
         if got != wanted:
             raise ValueError(f"shard {shard.digest} has arrays {got}; wanted {wanted}")
     return manifest
+
+
+def _wanted_arrays(manifest: Manifest) -> dict[str, tuple[str, int]]:
+    """Return dtype and columns of each array that every shard must have, and no other."""
+    wanted = {"values": ("float32", len(manifest.channels))}
+    if manifest.observed:
+        wanted["observed"] = ("uint8", -(-len(manifest.channels) // 8))
+    if manifest.target.kind == "per_step":
+        wanted["targets"] = ("float32", len(manifest.target.columns))
+    if manifest.codes:
+        wanted["codes"] = ("uint16", len(manifest.codes))
+    return wanted
+
+
+def _check_encoded(manifest: Manifest) -> None:
+    for where, known in _ENCODINGS.items():
+        entries: tuple[EncodedInput, ...] = getattr(manifest, where)
+        if not {entry.encoding for entry in entries} <= set(known):
+            raise ValueError(f"{where} has encodings other than {known}: {entries}")
+        if len({entry.name for entry in entries}) < len(entries):
+            raise ValueError(f"{where} names one twice: {entries}")
 
 
 def _check_format(got: Mapping[str, Any], origin: str) -> None:

@@ -13,7 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import CorruptStoreError, StoreNotFoundError, TrialNotFoundError
+from shards.affine import Delivery, parse_entries
+from shards.errors import (
+    CorruptStoreError,
+    InvalidSpecError,
+    StoreNotFoundError,
+    TrialNotFoundError,
+)
 from shards.index import HotIndex, open_index
 from shards.manifest import Manifest
 from shards.maps import FileRange
@@ -137,31 +143,75 @@ class Store:
         rows = self.shard_rows(int(self.index.shard[number]), array)
         return rows[start : start + int(self.index.n_rows[number])]
 
+    @cached_property
+    def delivery(self) -> Delivery:
+        """What is done to stored values when they are delivered (SPEC section 5)."""
+        names = [channel.name for channel in self.manifest.channels]
+        entries = parse_entries(self.manifest.normalization, len(names))
+        try:
+            return Delivery.parse(entries, self.fit["normalize"], names, self._attribute)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise _corrupt(self.folder / "fit.json", error) from error
+
+    def _attribute(self, name: str) -> list[str | None]:
+        """Return an attribute of every trial."""
+        column = self.cold("attributes")["attributes"].combine_chunks()
+        values: list[str | None] = column.field(name).to_pylist()
+        return values
+
     def delivery_affine(self) -> tuple[Float32, Float32] | None:
-        """Return float32 `(offset, inv_scale)` per channel applied at delivery, or None."""
-        if self.manifest.normalization["scope"] != "train":
+        """Return float32 `(offset, inv_scale)` per channel applied at delivery, or None.
+
+        Raises:
+            InvalidSpecError: If they are not the same for all rows: use `delivery`.
+        """
+        if not self.delivery.is_constant:
+            raise InvalidSpecError(
+                f"{self.path} is normalized by group, regime or window, so that no one affine "
+                "serves all its rows. Take Store.delivery."
+            )
+        if self.delivery.is_identity:
             return None
-        fit = self.fit["normalize"]
-        offset = np.asarray(fit["offset"], np.float64).astype(np.float32)
-        inv_scale = (1.0 / np.asarray(fit["scale"], np.float64)).astype(np.float32)
-        return offset, inv_scale
+        return self.delivery.table.offset[0], self.delivery.table.inv_scale[0]
 
     def physical_affine(self) -> tuple[Float32, Float32]:
         """Return float32 `(offset, scale)`: physical = delivered * scale + offset.
 
-        Shapes are `[1, channels]` when all trials share them, else `[trials, channels]`.
+        Shapes are `[1, channels]` when all trials share them, else `[trials, channels]`. Channels
+        of scope `regime` or `window`, whose affine differs within a trial, have offset 0, scale 1.
         """
+        delivery = self.delivery
+        table = delivery.table if delivery.row is None else delivery.table.take(delivery.row)
+        if not len(delivery.own):
+            return table.offset, table.scale
+        # Of the two, at most one differs from the identity in any channel: this is exact.
+        offset, scale = self._own_affine
+        return offset + table.offset, scale * table.scale
+
+    def deliver_rows(self, number: int, rows: slice = slice(None)) -> Float32:
+        """Return `[rows, channels]` of one trial as delivered, but NaN for what is missing.
+
+        Channels of scope `window` stay in physical units: rows alone make no window.
+        """
+        return self.delivery.apply(self.trial_rows(number)[rows], number)
+
+    def physical_rows(self, number: int, rows: slice = slice(None)) -> Float32:
+        """Return `[rows, channels]` of one trial in physical units, NaN for what is missing."""
+        values: Float32 = self.trial_rows(number)[rows]
+        if not len(self.delivery.own):
+            return values
+        offset, scale = self._own_affine
+        physical: Float32 = values * scale[number] + offset[number]
+        return physical
+
+    @cached_property
+    def _own_affine(self) -> tuple[Float32, Float32]:
+        """What undoes the normalization that stored values have; identity for other channels."""
+        table, own = self.cold("offset", "scale"), self.delivery.own
         n_channels = len(self.manifest.channels)
-        scope = self.manifest.normalization["scope"]
-        if scope == "train":
-            fit = self.fit["normalize"]
-            pair = (np.asarray([fit[key]], np.float32) for key in ("offset", "scale"))
-        elif scope == "trial":
-            table = self.cold("offset", "scale")
-            pair = (_matrix(table[key], n_channels) for key in ("offset", "scale"))
-        else:
-            pair = (np.full((1, n_channels), fill, np.float32) for fill in (0, 1))
-        offset, scale = pair
+        offset, scale = (np.full((len(self.index), n_channels), x, np.float32) for x in (0, 1))
+        for key, out in (("offset", offset), ("scale", scale)):
+            out[:, own] = _matrix(table[key], n_channels)[:, own]
         return offset, scale
 
 

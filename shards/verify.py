@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from shards.codes import fitted_inputs
 from shards.errors import TrialShardsError
-from shards.identity import dataset_fingerprint, file_promise, trial_digest
+from shards.facts import TrialFacts, read_facts
+from shards.identity import dataset_fingerprint, file_promise
 from shards.layout import array_metadata, chunk_tail, group_metadata, shard_digest
 from shards.manifest import VERSION_FILES, ShardEntry
 from shards.reader import Store
@@ -66,16 +68,18 @@ def verify_store(
     store = Store(path, version)
     problems = list(_check_files(store))
     if problems:  # the index cannot be trusted, so nothing can be said of trials
-        return problems + _check_shards(store, {}, on_shard)
+        return problems + _check_shards(store, None, on_shard)
     try:
         problems += _check_index(store)
         if problems:
-            return problems + _check_shards(store, {}, on_shard)
+            return problems + _check_shards(store, None, on_shard)
         trials = pq.read_table(store.folder / "trials.parquet")
         problems += _check_identity(store, trials)
-    except (TrialShardsError, pa.ArrowException, KeyError) as error:
+        fitted_inputs(store)
+        facts = read_facts(store, trials)
+    except (TrialShardsError, pa.ArrowException, KeyError, ValueError) as error:
         return [*problems, Problem(str(store.folder), f"the indexes cannot be used: {error}")]
-    return problems + _check_shards(store, _trials_by_shard(store), on_shard)
+    return problems + _check_shards(store, facts, on_shard)
 
 
 def _check_files(store: Store) -> Iterator[Problem]:
@@ -179,47 +183,21 @@ def _trials_by_shard(store: Store) -> dict[int, npt.NDArray[np.int64]]:
 
 
 def _check_shards(
-    store: Store,
-    members: Mapping[int, npt.NDArray[np.int64]],
-    on_shard: Callable[[int, int], None] | None,
+    store: Store, facts: TrialFacts | None, on_shard: Callable[[int, int], None] | None
 ) -> list[Problem]:
-    digests = store.cold("digest")["digest"].to_pylist() if members else []
-    labels = _labels(store) if members else []
+    members = {} if facts is None else _trials_by_shard(store)
     problems = []
     for number, entry in enumerate(store.manifest.shards):
         numbers = members.get(number, np.empty(0, np.int64))
-        # Without members the index is not to be trusted, so it is not opened.
+        # Without facts the index is not to be trusted, so it is not opened.
         named = tuple(store.index.id_of(int(i)) for i in numbers[:SHOWN_TRIALS])
         found = list(_check_shard_files(store.path / "shards" / entry.digest, entry, named))
-        if not found and len(numbers):
-            found = list(_check_trials(store, number, numbers, digests, labels))
+        if not found and facts is not None:
+            found = list(_check_trials(store, number, numbers, facts))
         problems += found
         if on_shard is not None:
             on_shard(number + 1, len(store.manifest.shards))
     return problems
-
-
-def _labels(store: Store) -> list[str | float | None]:
-    """Return each trial's label as its digest holds it.
-
-    A class that no train trial has is no class of the version, but the trial still says it.
-    """
-    classes, codes = store.manifest.target.classes, store.index.label.tolist()
-    known = [None if np.isnan(code) else code for code in codes]
-    if classes is None:
-        return known
-    table = store.cold()
-    texts = [None] * len(codes)
-    if "attributes" in table.column_names:
-        name, column = store.manifest.target.columns[0], table["attributes"].combine_chunks()
-        if column.type.get_field_index(name) >= 0:
-            texts = column.field(name).to_pylist()
-    # A text that is a class but has no code is a lost label: it gives a digest that fails.
-    lost = [code is None and text in classes for code, text in zip(known, texts, strict=True)]
-    return [
-        None if missing else text if code is None else classes[int(code)]
-        for code, text, missing in zip(known, texts, lost, strict=True)
-    ]
 
 
 def _check_shard_files(
@@ -258,27 +236,23 @@ def _check_chunk(path: Path, spec: Any, trials: tuple[str, ...]) -> Iterator[Pro
 
 
 def _check_trials(
-    store: Store,
-    number: int,
-    members: npt.NDArray[np.int64],
-    digests: list[str],
-    labels: list[str | float | None],
+    store: Store, number: int, members: npt.NDArray[np.int64], facts: TrialFacts
 ) -> Iterator[Problem]:
     entry = store.manifest.shards[number]
     maps = {name: store.shard_rows(number, name) for name in entry.arrays}
     index = store.index
-    infinite, changed = [], []
+    broken: dict[str, list[str]] = {}
     for trial in members.tolist():
         start, stop = int(index.row_start[trial]), int(index.row_start[trial] + index.n_rows[trial])
         arrays = {name: rows[start:stop] for name, rows in maps.items()}
-        label, weight = labels[trial], float(index.weight[trial])
-        if trial_digest(index.id_of(trial), arrays, label, weight=weight) != digests[trial]:
-            changed.append(index.id_of(trial))
-        if np.isinf(arrays["values"]).any():
-            infinite.append(index.id_of(trial))
+        unchanged, named = facts.holds(store, trial, arrays)
+        for message, holds in (
+            ("trials are not those their digests promise", unchanged),
+            ("trials have codes that no word of theirs has", named),
+            ("trials have infinite values", not np.isinf(arrays["values"]).any()),
+        ):
+            if not holds:
+                broken.setdefault(message, []).append(index.id_of(trial))
     where = str(store.path / "shards" / entry.digest)
-    if changed:
-        shown = tuple(changed[:SHOWN_TRIALS])
-        yield Problem(where, f"{len(changed)} trials are not those their digests promise", shown)
-    if infinite:
-        yield Problem(where, "infinite values", tuple(infinite[:SHOWN_TRIALS]))
+    for message, ids in broken.items():
+        yield Problem(where, f"{len(ids)} {message}", tuple(ids[:SHOWN_TRIALS]))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +152,62 @@ def split_of(store: Store) -> dict[str, str]:
 
 
 def delivered(store: Store) -> dict[str, npt.NDArray[np.float32]]:
-    """Return id -> rows as a reader delivers them: SPEC section 5, written out once more."""
+    """Return id -> rows as a reader delivers them: SPEC section 5, written out once more.
+
+    Channels of scope `window` are left as they are stored.
+    """
     out = {}
     for number, name in enumerate(ids_of(store)):
         rows = np.array(store.trial_rows(number))
-        if store.manifest.normalization["scope"] == "train":
-            fit = store.fit["normalize"]
-            offset = np.array(fit["offset"]).astype(np.float32)
-            inverse = (1 / np.array(fit["scale"])).astype(np.float32)
-            rows = (rows - offset).astype(np.float32) * inverse
+        constants = constants_of(store, number)
+        for row in rows:
+            offset, scale = constants(row)
+            row[:] = (row - offset.astype(np.float32)) * (1 / scale).astype(np.float32)
         out[name] = np.where(np.isnan(rows), np.float32(0), rows)
     return out
+
+
+def constants_of(store: Store, number: int) -> Callable[[Any], tuple[Any, Any]]:
+    """Return a function from a stored row to float64 offset and scale per channel."""
+    normalization, fit = store.manifest.normalization, store.fit["normalize"]
+    n_channels = len(store.manifest.channels)
+    channels = normalization.get("channels", [normalization] * n_channels)
+    cold = store.cold()
+    known = cold["attributes"][number].as_py() if "attributes" in cold.column_names else {}
+
+    def constants(row: Any) -> tuple[Any, Any]:
+        offset, scale = np.zeros(n_channels), np.ones(n_channels)
+        for place, entry in enumerate(channels):
+            scope, table, at = entry["scope"], fit, None
+            if scope.startswith("group:"):
+                groups = fit["groups"][scope[6:]]
+                if known[scope[6:]] in groups["values"]:
+                    table, at = groups, groups["values"].index(known[scope[6:]])
+            elif scope == "regime":
+                at = regime_of(store, row)
+                table = fit if at is None else fit["regimes"]
+            elif scope != "train":
+                continue
+            for out, key in ((offset, "offset"), (scale, "scale")):
+                out[place] = table[key][place] if at is None else table[key][at][place]
+        return offset, scale
+
+    return constants
+
+
+def regime_of(store: Store, row: Any) -> int | None:
+    """Return the regime of a stored row, or None: the distances one by one."""
+    regimes = store.fit["normalize"]["regimes"]
+    names = [channel.name for channel in store.manifest.channels]
+    best, found = np.float32(np.inf), None
+    for number, centre in enumerate(regimes["centres"]):
+        far = np.float32(0)
+        for name, level, spread in zip(regimes["channels"], centre, regimes["spread"], strict=True):
+            part = (row[names.index(name)] - np.float32(level)) * np.float32(1 / spread)
+            far = far + part * part
+        if far < best:
+            best, found = far, number
+    return found
 
 
 def count_by_walking(n_rows: int, windows: Mapping[str, Any], ahead: int) -> int:

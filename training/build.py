@@ -6,10 +6,12 @@ from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from loaders import Batch, TrialStream
 from shards import Store, WindowSpec
 from training.config import TrainConfig, choose_windows
+from training.extras import extra_inputs
 from training.model import TrialLSTM
 from training.target import Objective
 
@@ -63,7 +65,7 @@ def open_stream(
 
 
 def build_model(store: Store, config: TrainConfig, objective: Objective) -> TrialLSTM:
-    """Return the untrained network for a store's channels and target."""
+    """Return the untrained network for a store's inputs and target."""
     manifest = store.manifest
     steps = {"per_step": 0, "forecast": choose_windows(config, manifest.windows).steps}
     return TrialLSTM(
@@ -72,7 +74,14 @@ def build_model(store: Store, config: TrainConfig, objective: Objective) -> Tria
         config=config.model,
         observed=manifest.observed,
         steps=steps.get(objective.kind),
+        extras=extra_inputs(store),
     )
+
+
+def model_inputs(batch: Batch) -> tuple[Tensor | None, ...]:
+    """Return what `TrialLSTM` is called with."""
+    parts = (batch.values, batch.lengths, batch.observed)
+    return (*parts, batch.codes, batch.statics, batch.static_codes)
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -43,6 +43,9 @@ class ModelConfig(Section):
     # Forecasts are learned as a change from the last seen value: copying a value through
     # saturating gates is what an LSTM is bad at, and what a short horizon needs most.
     residual: bool = True
+    # Columns of the table of each embedded input; null takes fastai's rule of thumb for n words,
+    # round(1.6 n^0.56), and 50 at most.
+    embedding_dim: Count | None = None
 
 
 class TargetConfig(Section):

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from loaders import Batch, TrialStream
 from shards.errors import TrialShardsError
-from training.build import move_batch
+from training.build import model_inputs, move_batch
 from training.checkpoint import BEST, LAST
 from training.config import TrainConfig
 from training.job import Job, prepare_job, resume_run, save_run, sum_up
@@ -81,7 +81,7 @@ def train_epoch(
     clip_norm, save_every = job.config.optimizer.clip_norm, job.config.checkpoint_steps
     for arrived in itertools.islice(batches, job.n_steps - state.step_in_epoch):
         batch = move_batch(arrived, job.fabric.device)
-        output = job.model(batch.values, batch.lengths, batch.observed)
+        output = job.model(*model_inputs(batch))
         loss = step_loss(output, batch, job.objective, job.fabric.world_size)
         job.fabric.backward(loss)
         if clip_norm is not None:
@@ -112,7 +112,7 @@ def validate(job: Job, stop: StopSignal) -> float | None:
     sums = torch.zeros(2, dtype=sum_dtype(job.fabric.device), device=job.fabric.device)
     for step, arrived in enumerate(job.validation):
         batch = move_batch(arrived, job.fabric.device)
-        output = job.model(batch.values, batch.lengths, batch.observed)
+        output = job.model(*model_inputs(batch))
         loss_B, there_B = row_losses(output, batch, job.objective)
         weights_B = (batch.weights * there_B).to(sums.dtype)
         sums += torch.stack([(weights_B * loss_B).sum(), weights_B.sum()])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import ModelConfig
+from training.extras import NO_EXTRAS, ExtraInputs, Extras
 
 
 class TrialLSTM(nn.Module):
@@ -23,6 +24,7 @@ class TrialLSTM(nn.Module):
         config: Sizes.
         observed: Whether an observed mask comes with the values; it enters as C more inputs.
         steps: Forecast steps. 0: an output per input step; None: one output per window.
+        extras: What comes beside the channels.
     """
 
     def __init__(
@@ -33,10 +35,13 @@ class TrialLSTM(nn.Module):
         *,
         observed: bool = False,
         steps: int | None = None,
+        extras: ExtraInputs = NO_EXTRAS,
     ) -> None:
         super().__init__()
         self.steps, self.n_outputs = steps, n_outputs
-        sizes = [n_channels * (2 if observed else 1)] + [config.hidden] * config.layers
+        self.extras = Extras(extras, config.embedding_dim)
+        n_inputs = n_channels * (2 if observed else 1) + self.extras.width
+        sizes = [n_inputs] + [config.hidden] * config.layers
         # One module per layer with our own dropout between: the masks of a many-layer cuDNN LSTM
         # come from a hidden cuDNN state that no checkpoint can hold, ours from torch's generator.
         self.layers = nn.ModuleList(nn.LSTM(n, m, batch_first=True) for n, m in pairwise(sizes))
@@ -53,15 +58,23 @@ class TrialLSTM(nn.Module):
                 quarter = bias.shape[0] // 4  # gate order of torch: input, forget, cell, output
                 nn.init.ones_(bias.data[quarter : 2 * quarter])
 
-    def forward(self, values_BLC: Tensor, lengths_B: Tensor, observed_BLC: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        values_BLC: Tensor,
+        lengths_B: Tensor,
+        observed_BLC: Tensor | None,
+        codes_BLN: Tensor | None = None,
+        statics_BS: Tensor | None = None,
+        static_codes_BE: Tensor | None = None,
+    ) -> Tensor:
         """Return standardised predictions.
 
         Returns:
             `[B, steps, K]` (forecast), `[B, L, K]` (per step) or `[B, K]` (per trial).
         """
-        x_BLH = values_BLC
-        if observed_BLC is not None:
-            x_BLH = torch.cat([values_BLC, observed_BLC.to(values_BLC.dtype)], dim=-1)
+        parts = [] if observed_BLC is None else [observed_BLC.to(values_BLC.dtype)]
+        parts += self.extras(values_BLC, codes_BLN, statics_BS, static_codes_BE)
+        x_BLH = torch.cat([values_BLC, *parts], dim=-1) if parts else values_BLC
         for number, layer in enumerate(self.layers):
             x_BLH, _ = layer(self.dropout(x_BLH) if number else x_BLH)
         if self.steps == 0:

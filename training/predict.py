@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loaders import Batch, TrialStream
-from training.build import move_batch
+from training.build import model_inputs, move_batch
 from training.loss import to_target_units
 from training.model import last_seen
 from training.target import Objective, target_channels
@@ -82,7 +82,7 @@ class Predictor:
             if keep_B.any():
                 kept = select_rows(batch, keep_B)
                 there = move_batch(kept, device)
-                output = self.model(there.values, there.lengths, there.observed)
+                output = self.model(*model_inputs(there))
                 yield kept, output.cpu().double()
 
     def _per_row(self, stream: TrialStream, device: torch.device) -> Iterator[Predictions]:
@@ -148,7 +148,7 @@ def _forecast(stream: TrialStream, batch: Batch, output: Tensor) -> Predictions:
     ahead = np.arange(windows.steps) + windows.horizon
     newest = (batch.start + batch.lengths - 1).numpy()
     truth, predicted, naive = (
-        stream.to_physical(part, batch.trial).flatten(0, 1).numpy()
+        stream.to_physical(part, batch).flatten(0, 1).numpy()
         for part in (batch.targets.double(), output, stays)
     )
     return Predictions(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from pipeline.sections.base import Model, Name, PositiveInt
 
@@ -41,9 +45,24 @@ class Hook(Model):
     `hook` is `file.py:function`, the file below the folder of `dataset.yaml`.
     """
 
-    hook: Annotated[str, Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")]
+    hook: str
+    columns: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Columns of the files, earlier derived columns and attributes that it gets; it sees no
+    others, so that the files are read for them and a leak of the target is found."""
     reach: Literal["row", "past", "trial"] = "trial"
     """Which rows the function looks at for one row's value; nobody can check that."""
+
+    @field_validator("hook")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        file, _, function = value.rpartition(":")
+        path = PurePosixPath(file)
+        inside = not path.is_absolute() and ".." not in path.parts
+        if not (inside and file.endswith(".py") and re.fullmatch(r"[A-Za-z_]\w*", function)):
+            raise ValueError(
+                f"got {value!r}; wanted file.py:function, the file below the folder of this one."
+            )
+        return value
 
 
 class Lag(Model):
@@ -81,13 +100,71 @@ class Calendar(Model):
     zone: str | None = None
     """IANA time zone in which days begin; None: that of source.time, else UTC."""
 
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        try:
+            ZoneInfo(value or "UTC")
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(
+                f"got {value!r}; wanted an IANA time zone such as Europe/Berlin."
+            ) from error
+        return value
+
+
+_BY_KEY: dict[str, type[Model]] = {
+    "sql": Sql,
+    "hook": Hook,
+    "lag": Lag,
+    "difference": Difference,
+    "rolling_mean": RollingMean,
+    "since_observed": SinceObserved,
+    "calendar": Calendar,
+}
+"""The key that tells what a derived column is."""
+
 
 def _derivation(value: Any) -> Any:
-    return {"sql": value} if isinstance(value, str) else value
+    """Say what is wrong with the keys here: a union would list the mistakes of all members."""
+    if isinstance(value, Model):
+        return value
+    if isinstance(value, str) and value.strip():
+        return {"sql": value}
+    wanted = f"wanted an SQL expression as text, or one of {', '.join(_BY_KEY)}."
+    if not isinstance(value, Mapping):
+        raise ValueError(f"got {value!r}; {wanted}")  # noqa: TRY004
+    kinds = [key for key in _BY_KEY if key in value]
+    if len(kinds) != 1:
+        close = [key for one in value for key in difflib.get_close_matches(str(one), _BY_KEY, n=1)]
+        hint = f" Did you mean {close[0]!r}?" if close and not kinds else ""
+        found = " and ".join(repr(one) for one in kinds or value) or "nothing"
+        raise ValueError(f"got {found}; {wanted}{hint}")
+    known = _BY_KEY[kinds[0]].model_fields
+    for key in value:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"no such field {key!r} beside {kinds[0]!r}. {hint}Known: {', '.join(known)}."
+            )
+    return value
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Model):
+        return type(value).__name__
+    return next((kind.__name__ for key, kind in _BY_KEY.items() if key in value), None)
 
 
 Derivation = Annotated[
-    Sql | Hook | Lag | Difference | RollingMean | SinceObserved | Calendar,
+    Annotated[Sql, Tag("Sql")]
+    | Annotated[Hook, Tag("Hook")]
+    | Annotated[Lag, Tag("Lag")]
+    | Annotated[Difference, Tag("Difference")]
+    | Annotated[RollingMean, Tag("RollingMean")]
+    | Annotated[SinceObserved, Tag("SinceObserved")]
+    | Annotated[Calendar, Tag("Calendar")],
+    Discriminator(_kind),
     BeforeValidator(_derivation),
 ]
 

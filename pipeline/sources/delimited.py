@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PanicException
 
+from pipeline.sources.compiled import is_worth_loading, parse_numbers
 from pipeline.sources.lines import (
     DelimitedLayout,
     Lines,
@@ -28,15 +31,17 @@ __all__ = ["DelimitedLayout", "read_delimited"]
 
 _POLARS_MESSAGE_LIMIT = 80
 
+log = logging.getLogger(__name__)
 
-class _Frame(NamedTuple):
-    """One file's frame, and its numbers as one matrix: frames cost a conversion per file."""
 
-    frame: pl.DataFrame
+class _Rows(NamedTuple):
+    """One file's numbers as one matrix, and its text columns, if any are wanted."""
+
     numbers: Float64
+    text: pl.DataFrame
 
 
-_Parsed = _Frame | RefusedError
+_Parsed = _Rows | RefusedError
 
 
 class _Strings(NamedTuple):
@@ -73,9 +78,8 @@ def read_delimited(
     tables: list[Table] = []
     refusals: list[Refusal] = []
     for file, digest, outcome in zip(files, digests, outcomes, strict=True):
-        if isinstance(outcome, _Frame):
-            text = outcome.frame.select(layout.text) if layout.text else NO_TEXT
-            tables.append(Table(file, digest, layout.numeric, outcome.numbers, text))
+        if isinstance(outcome, _Rows):
+            tables.append(Table(file, digest, layout.numeric, outcome.numbers, outcome.text))
         else:
             assert isinstance(outcome, RefusedError)
             refusals.append(_refusal(file, outcome))
@@ -98,7 +102,10 @@ def _parse_files(parts: list[Lines], layout: DelimitedLayout) -> list[_Parsed]:
     try:
         if parts[0].quoted:
             frame = _numbers(_quoted_strings(parts[0], layout), layout)
-            return [_Frame(frame, _matrix(frame, layout))]
+            return [_Rows(_matrix(frame, layout), _text(frame, layout))]
+        numbers = _parse_compiled(parts, layout)
+        if numbers is not None:
+            return [_Rows(rows, NO_TEXT) for rows in _cut(numbers, parts)]
         return _split_files(_parse_joined(parts, layout), parts, layout)
     except MemoryError:
         raise
@@ -109,6 +116,29 @@ def _parse_files(parts: list[Lines], layout: DelimitedLayout) -> list[_Parsed]:
             return [_blame(parts[0], layout, error)]
     half = len(parts) // 2
     return _parse_files(parts[:half], layout) + _parse_files(parts[half:], layout)
+
+
+def _parse_compiled(parts: list[Lines], layout: DelimitedLayout) -> Float64 | None:
+    """Return the numbers of all files below each other, or None where polars has to look."""
+    if layout.text or not is_worth_loading(sum(len(part.body) for part in parts)):
+        return None
+    body, columns = b"".join([part.body for part in parts]), parts[0].columns
+    try:
+        numbers = parse_numbers(
+            body, columns.n_fields, columns.positions, layout.mark, layout.nulls
+        )
+    except MemoryError:
+        raise
+    except Exception:  # numba may be missing or broken: slower is no reason to refuse a file
+        log.warning("files are parsed by polars, for the compiled parser failed", exc_info=True)
+        return None
+    # Each line was counted by itself; a sum that is wrong all the same goes the checked way.
+    return numbers if numbers is None or len(numbers) == sum(p.n_rows for p in parts) else None
+
+
+def _cut(numbers: Float64, parts: list[Lines]) -> list[Float64]:
+    ends = itertools.accumulate(part.n_rows for part in parts)
+    return [numbers[end - part.n_rows : end] for part, end in zip(parts, ends, strict=True)]
 
 
 def _parse_joined(parts: list[Lines], layout: DelimitedLayout) -> pl.DataFrame:
@@ -156,14 +186,16 @@ def _nulls_to_look_for(joined: bytes, layout: DelimitedLayout) -> list[str] | No
 
 def _split_files(frame: pl.DataFrame, parts: list[Lines], layout: DelimitedLayout) -> list[_Parsed]:
     frame, infinite_rows = _settle_numbers(frame, layout)
-    numbers = _matrix(frame, layout)
+    numbers, text = _matrix(frame, layout), _text(frame, layout)
     ends = np.cumsum([part.n_rows for part in parts])
     infinite = set(np.searchsorted(ends, infinite_rows, side="right").tolist())
     return [
         _blame(part, layout, None)
         if i in infinite
-        else _Frame(frame.slice(end - part.n_rows, part.n_rows), numbers[end - part.n_rows : end])
-        for i, (part, end) in enumerate(zip(parts, ends.tolist(), strict=True))
+        else _Rows(rows, text.slice(end - part.n_rows, part.n_rows) if layout.text else text)
+        for i, (part, rows, end) in enumerate(
+            zip(parts, _cut(numbers, parts), ends.tolist(), strict=True)
+        )
     ]
 
 
@@ -171,6 +203,10 @@ def _matrix(frame: pl.DataFrame, layout: DelimitedLayout) -> Float64:
     if not layout.numeric:
         return np.empty((frame.height, 0))
     return np.ascontiguousarray(frame.select(layout.numeric).to_numpy(), np.float64)
+
+
+def _text(frame: pl.DataFrame, layout: DelimitedLayout) -> pl.DataFrame:
+    return frame.select(layout.text) if layout.text else NO_TEXT
 
 
 def _settle_numbers(frame: pl.DataFrame, layout: DelimitedLayout) -> tuple[pl.DataFrame, list[int]]:

@@ -2,87 +2,35 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import xxhash
 
-from pipeline.sources.rawfile import ReadRefusedError, check_text, read_stable
+from pipeline.sources.decompress import decompress
+from pipeline.sources.layout import Columns, DelimitedLayout, positions_of
+from pipeline.sources.rawfile import ReadRefusedError, check_text, decode_text, read_stable
 from pipeline.trials import RefusedError, SourceFile, quote
 
 _TAB, _NEWLINE, _BLANK = 9, 10, 32
-_SHOWN_NAMES = 10
 
-
-@dataclass(frozen=True)
-class DelimitedLayout:
-    """How the files of one data set are written.
-
-    Every value, number or text, is stripped of the blanks and tabs around it. An empty numeric
-    field is missing whatever `nulls` says, and so is a NaN in any spelling.
-
-    Attributes:
-        delimiter: One ASCII character; None for runs of blanks and tabs.
-        header: The first line names the columns.
-        names: The columns when there is no header.
-        numeric: Columns parsed as Float64.
-        text: Columns kept as String.
-        comment: Lines at the top of the file that start with it are skipped.
-        nulls: Spellings of a missing value.
-        final_newline: "require" refuses a file whose last line does not end.
-    """
-
-    delimiter: str | None
-    header: bool = True
-    names: tuple[str, ...] = ()
-    numeric: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
-    comment: str | None = None
-    nulls: tuple[str, ...] = ("", "NA", "NaN", "nan", "null")
-    final_newline: Literal["require", "optional"] = "require"
-
-    def __post_init__(self) -> None:
-        mark = self.delimiter
-        if mark is not None and (len(mark) != 1 or not mark.isascii() or mark in '"\r\n\0'):
-            raise ValueError(f"delimiter {mark!r}: one ASCII character was wanted, or None")
-        if not self.wanted:
-            raise ValueError("no columns are wanted; name some in numeric or text")
-        if len(set(self.wanted)) != len(self.wanted):
-            raise ValueError(f"a column is wanted twice in numeric and text: {self.wanted}")
-        if not self.header and any(self.names.count(name) != 1 for name in self.wanted):
-            raise ValueError(f"without a header, names must hold each of {self.wanted} once")
-        if self.comment == "":
-            raise ValueError("comment '' would skip every line; leave it out")
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """Columns of the resulting frames, in order."""
-        return self.numeric + self.text
-
-    @property
-    def mark(self) -> str:
-        """The separator once runs of blanks are collapsed."""
-        return " " if self.delimiter is None else self.delimiter
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a header puts the wanted columns.
-
-    Attributes:
-        n_fields: Fields of each line.
-        positions: Field number of each wanted column, in the order of `DelimitedLayout.wanted`.
-    """
-
-    n_fields: int
-    positions: tuple[int, ...]
+__all__ = [
+    "Columns",
+    "DelimitedLayout",
+    "Lines",
+    "end_last_line",
+    "field_count_error",
+    "find_columns",
+    "read_lines",
+    "split_top",
+    "tidy_lines",
+    "trim_blanks",
+]
 
 
 @dataclass(frozen=True)
@@ -120,19 +68,41 @@ def read_lines(root: Path, file: SourceFile, layout: DelimitedLayout) -> Lines:
     """
     raw = read_stable(root, file)
     xxh3 = xxhash.xxh3_128_hexdigest(raw)
-    text = _end_last_line(check_text(raw), layout)
-    header, body, first_line = _split_top(text, layout)
+    data = decompress(raw)
+    text = end_last_line(check_text(data, layout.encoding), layout)
+    header, body, first_line = split_top(text, layout)
     columns = find_columns(header, first_line - 1, layout)
     if not body.lstrip(b"\n"):
         raise RefusedError(
             "no_rows", "holds no row below its header; record it again, or exclude it"
         )
+    lines = tidy_lines(body, first_line, layout, columns, xxh3)
+    if lines.quoted:  # a line end inside quotes stays as the file has it
+        records = decode_text(data, layout.encoding).split(b"\n", first_line - 1)[-1]
+        return replace(lines, body=records)
+    return lines
+
+
+def tidy_lines(
+    body: bytes, first_line: int, layout: DelimitedLayout, columns: Columns, xxh3: str
+) -> Lines:
+    """Return lines without blanks around fields and idle quotes, all separators counted.
+
+    Args:
+        body: Lines, each ended by a newline, one of them not blank.
+        first_line: The number of the first one in the file.
+        layout: How the file is written.
+        columns: Meaning of the fields.
+        xxh3: Digest of the raw file.
+
+    Raises:
+        RefusedError: `field_count`.
+    """
     tidy = trim_blanks(body, layout.delimiter)
     if b'"' in tidy:
         plain = _drop_idle_quotes(tidy, layout.mark.encode(), columns)
         if plain is None:
-            records = _below(raw, first_line - 1)
-            return Lines(xxh3, columns, records, 0, first_line, quoted=True)
+            return Lines(xxh3, columns, body, 0, first_line, quoted=True)
         tidy = trim_blanks(plain, layout.delimiter)
     if tidy.endswith(b"\n\n"):
         tidy = tidy.rstrip(b"\n") + b"\n"
@@ -153,20 +123,8 @@ def find_columns(header: bytes, line: int, layout: DelimitedLayout) -> Columns:
         RefusedError: `missing_column`, `duplicate_column`, or `parse_error` for open quotes.
     """
     names = _split_header(header, line, layout) if layout.header else list(layout.names)
-    for wanted in layout.wanted:
-        n_found = names.count(wanted)
-        if n_found == 1:
-            continue
-        shown = ", ".join(quote(name) for name in names[:_SHOWN_NAMES])
-        if n_found > 1:
-            message = f"{n_found} columns are called {quote(wanted)}; rename or drop all but one"
-            raise RefusedError("duplicate_column", message, line=line, column=wanted)
-        message = (
-            f"no column {quote(wanted)} among {len(names)}: {shown}"
-            f"{', ...' if len(names) > _SHOWN_NAMES else ''}; correct the name or the delimiter"
-        )
-        raise RefusedError("missing_column", message, line=line, column=wanted)
-    return Columns(len(names), tuple(names.index(wanted) for wanted in layout.wanted))
+    advice = "correct the name or the delimiter"
+    return Columns(len(names), positions_of(layout.wanted, names, line=line, advice=advice))
 
 
 def field_count_error(got: int, wanted: int, line: int) -> RefusedError:
@@ -202,7 +160,8 @@ def trim_blanks(body: bytes, delimiter: str | None) -> bytes:
     return data[kept].tobytes()
 
 
-def _end_last_line(text: bytes, layout: DelimitedLayout) -> bytes:
+def end_last_line(text: bytes, layout: DelimitedLayout) -> bytes:
+    """Return text whose last line ends, or refuse it as `truncated`."""
     if text.endswith(b"\n"):
         return text
     if layout.final_newline == "optional":
@@ -215,8 +174,12 @@ def _end_last_line(text: bytes, layout: DelimitedLayout) -> bytes:
     )
 
 
-def _split_top(text: bytes, layout: DelimitedLayout) -> tuple[bytes, bytes, int]:
-    """Return the header line, the lines below it, and the number of the first of them."""
+def split_top(text: bytes, layout: DelimitedLayout) -> tuple[bytes, bytes, int]:
+    """Return the header line, the lines below it, and the number of the first of them.
+
+    Raises:
+        RefusedError: `no_rows`, where a header was wanted and only comments are there.
+    """
     comment = layout.comment.encode() if layout.comment else None
     start, line = 0, 1
     while comment and text.startswith(comment, start):
@@ -256,10 +219,6 @@ def _drop_idle_quotes(body: bytes, mark: bytes, columns: Columns) -> bytes | Non
     closed = all(piece.startswith(edges) for piece in outside[1:])
     at_start = not outside[0] or outside[0].endswith(edges)
     return b"".join(pieces) if opened and closed and at_start else None
-
-
-def _below(raw: bytes, n_lines: int) -> bytes:
-    return raw.removeprefix(codecs.BOM_UTF8).split(b"\n", n_lines)[n_lines]
 
 
 def _count_rows(body: bytes, columns: Columns, mark: str, first_line: int) -> int:

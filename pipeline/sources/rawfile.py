@@ -1,4 +1,4 @@
-"""One file's bytes: read while nobody writes, and refused unless they are lines of UTF-8."""
+"""One file's bytes: read while nobody writes, unpacked, and refused unless they are lines."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import codecs
 import io
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
-from pipeline.trials import RefusedError, SourceFile
+from pipeline.trials import Refusal, RefusedError, SourceFile
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# The UTF-32 little-endian mark starts with the UTF-16 one, so three marks cover four encodings.
-_FOREIGN_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+# Longest first: the UTF-32 little-endian mark starts with the UTF-16 one.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+    codecs.BOM_UTF8: "utf-8",
+}
+_FOREIGN_TO_UTF8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_LIBRARY_MESSAGE_LIMIT = 80
 
 
 class ReadRefusedError(RefusedError):
@@ -43,30 +51,78 @@ def read_stable(root: Path, file: SourceFile) -> bytes:
     return raw
 
 
-def check_text(raw: bytes) -> bytes:
-    r"""Return the text of a file: no byte order mark, lines ended by ``\n`` alone.
+def check_text(raw: bytes, encoding: str = "utf-8") -> bytes:
+    r"""Return the text of a file: UTF-8, no byte order mark, lines ended by ``\n`` alone.
+
+    Args:
+        raw: The file's bytes, decompressed.
+        encoding: How they spell text, as Python knows it.
 
     Raises:
-        ReadRefusedError: `empty`, `compressed`, `encoding`, `nul_bytes` or `lone_cr`.
+        ReadRefusedError: `empty`, `encoding`, `nul_bytes` or `lone_cr`.
     """
-    for magic, name in _COMPRESSED.items():
-        if raw.startswith(magic):
-            message = f"holds {name} data; text was wanted: decompress it, or exclude it"
-            raise ReadRefusedError("compressed", message)
-    if raw.startswith(_FOREIGN_MARKS):
-        message = "starts with a UTF-16 or UTF-32 byte order mark; UTF-8 was wanted: convert it"
-        raise ReadRefusedError("encoding", message, line=1)
-    text = raw.removeprefix(codecs.BOM_UTF8)
+    text = decode_text(raw, encoding)
     if not text.lstrip(b"\r\n"):
         message = f"holds {len(raw)} bytes and no text; write the file again, or exclude it"
         raise ReadRefusedError("empty", message)
     if (at := text.find(b"\0")) >= 0:
-        message = "holds a NUL byte: binary data, UTF-16 text, or blocks lost in a crash; "
-        raise ReadRefusedError(
-            "nul_bytes", message + "write it again as UTF-8", line=_line_of(text, at)
+        message = (
+            "holds a NUL character: binary data, blocks lost in a crash, or UTF-16 without its "
+            "mark; write the file again, or say source.encoding: utf-16"
         )
+        raise ReadRefusedError("nul_bytes", message, line=_line_of(text, at))
     _check_utf8(text)
     return _unix_lines(text) if b"\r" in text else text
+
+
+def decode_text(raw: bytes, encoding: str = "utf-8") -> bytes:
+    """Return bytes as UTF-8 without a byte order mark, line ends as they are.
+
+    Bytes said to be UTF-8 are not looked at beyond their mark: that is `check_text`'s work.
+
+    Args:
+        raw: The file's bytes, decompressed.
+        encoding: How they spell text. UTF-16 and UTF-32 need no mark where the first character
+            is ASCII, as a header's and a number's are; else the low byte is taken to come first.
+
+    Raises:
+        ReadRefusedError: `encoding`.
+    """
+    if _is_utf8(encoding):
+        if raw.startswith(_FOREIGN_TO_UTF8):
+            raise _wrong_mark(raw, "utf-8")
+        return raw.removeprefix(codecs.BOM_UTF8)
+    codec = _resolve(raw, codecs.lookup(encoding).name)
+    try:
+        return raw.decode(codec).removeprefix("\ufeff").encode()
+    except UnicodeError as error:
+        line, bad = None, "the text"
+        if isinstance(error, UnicodeDecodeError):
+            line = raw[: error.start].decode(codec, "replace").count("\n") + 1
+            bad = f"byte 0x{raw[error.start : error.start + 1].hex()}"
+        message = f"{bad} is not {encoding}; correct source.encoding, or convert the file"
+        raise ReadRefusedError("encoding", message, line=line) from error
+
+
+def refusal_of(file: SourceFile, refused: RefusedError, trial: str | None = None) -> Refusal:
+    """Return why a file, or one trial of it, is refused by its reader."""
+    return Refusal(
+        source=file.path,
+        stage="read" if isinstance(refused, ReadRefusedError) else "parse",
+        code=refused.code,
+        message=str(refused),
+        line=refused.line,
+        column=refused.column,
+        size_bytes=file.size_bytes,
+        trial=trial,
+    )
+
+
+def parse_error(error: BaseException) -> RefusedError:
+    """Return the refusal of a file that made a library raise."""
+    first = (str(error) or type(error).__name__).splitlines()[0][:_LIBRARY_MESSAGE_LIMIT]
+    message = f"cannot be parsed ({first}); look at the file, or report it if it looks right"
+    return RefusedError("parse_error", message)
 
 
 def _read(path: str) -> tuple[os.stat_result, bytes, os.stat_result]:
@@ -75,11 +131,38 @@ def _read(path: str) -> tuple[os.stat_result, bytes, os.stat_result]:
     try:
         before = os.fstat(handle)
         if not stat.S_ISREG(before.st_mode):
-            message = "is no regular file; a text file was wanted: narrow source.files"
+            message = "is no regular file, which was wanted; narrow source.files"
             raise ReadRefusedError("not_a_file", message)
         return before, io.FileIO(handle, closefd=False).readall(), os.fstat(handle)
     finally:
         os.close(handle)
+
+
+@lru_cache(maxsize=16)
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _resolve(raw: bytes, codec: str) -> str:
+    """Return the codec with its byte order, refusing a byte order mark that contradicts it."""
+    for mark, marked in _MARKS.items():
+        if raw.startswith(mark):
+            if marked in (codec, f"{codec}-le", f"{codec}-be"):
+                return marked
+            raise _wrong_mark(raw, codec)
+    if codec in ("utf-16", "utf-32"):
+        return f"{codec}-be" if raw[:1] == b"\0" else f"{codec}-le"
+    return codec
+
+
+def _wrong_mark(raw: bytes, wanted: str) -> ReadRefusedError:
+    marked = next(name for mark, name in _MARKS.items() if raw.startswith(mark))
+    family = marked.removesuffix("-le").removesuffix("-be")
+    message = (
+        f"starts with the byte order mark of {family.upper()}, {wanted.upper()} was wanted; "
+        f"say source.encoding: {family}, or convert the file"
+    )
+    return ReadRefusedError("encoding", message, line=1)
 
 
 def _changed(file: SourceFile, size_bytes: int, mtime_ns: int) -> ReadRefusedError:
@@ -97,7 +180,10 @@ def _check_utf8(text: bytes) -> None:
         text.decode()
     except UnicodeDecodeError as error:
         bad = text[error.start : error.start + 1].hex()
-        message = f"byte 0x{bad} is not UTF-8; convert the file to UTF-8"
+        message = (
+            f"byte 0x{bad} is not UTF-8; convert the file to UTF-8, or say what it is, such as "
+            "source.encoding: latin-1 or cp1252"
+        )
         raise ReadRefusedError("encoding", message, line=_line_of(text, error.start)) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from pipeline.catalog import (
     Catalog,
     bucket_of,
     count_buckets,
+    find_paths,
     identify_trial,
     scan_files,
 )
+from pipeline.ledger import load_catalog, save_catalog
 from pipeline.sections import SourceSpec
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
 
@@ -58,6 +61,9 @@ def by_path(catalog: Catalog) -> dict[str, str]:
         ("**/*", "s/t/no_suffix", "s/t/no_suffix"),
         ("raw/only.csv", "raw/only.csv", "only"),
         ("raw/s[12]/*.csv", "raw/s1/a.csv", "s1/a"),
+        ("raw/*.csv.gz", "raw/a.csv.gz", "a"),
+        ("raw/*.psv.zst", "raw/a.b.PSV.ZST", "a.b"),
+        ("raw/*.gz", "raw/a.gz", "a"),
     ],
 )
 def test_the_default_id_is_the_path_below_the_fixed_folders_without_suffix(
@@ -181,6 +187,140 @@ def test_names_with_blanks_commas_and_letters_of_all_kinds_are_names(tmp_path: P
     assert [store.trial_number(name) for name in ids] == list(range(len(names)))
 
 
+# --- symbolic links ---------------------------------------------------------------------------
+
+
+def test_a_file_is_here_once_by_its_own_path(tmp_path: Path):
+    touch(tmp_path, "raw/z.csv", "raw/s/b.csv", "elsewhere/c.csv")
+    (tmp_path / "raw/a.csv").symlink_to("z.csv")
+    (tmp_path / "raw/again").symlink_to("s")
+    (tmp_path / "raw/s/away").symlink_to(tmp_path / "elsewhere")
+    catalog = scan(tmp_path)
+    # Behind `again` lies `s/away` too, but links inside of links lead to each folder only once.
+    assert by_path(catalog) == {
+        "raw/z.csv": "z",
+        "raw/s/b.csv": "s/b",
+        "raw/s/away/c.csv": "s/away/c",
+    }
+    assert catalog.ignored == {"alias": 2}
+
+
+def test_of_links_to_one_file_that_is_not_here_the_first_counts(tmp_path: Path):
+    touch(tmp_path, "blobs/x", "blobs/y")
+    (tmp_path / "raw").mkdir()
+    for name, target in (("b", "x"), ("a", "x"), ("c", "y")):
+        (tmp_path / f"raw/{name}.csv").symlink_to(f"../blobs/{target}")
+    catalog = scan(tmp_path)
+    assert by_path(catalog) == {"raw/a.csv": "a", "raw/c.csv": "c"}
+    assert catalog.ignored == {"alias": 1}
+
+
+def test_hard_links_are_files_of_their_own(tmp_path: Path):
+    touch(tmp_path, "raw/a.csv")
+    (tmp_path / "raw/b.csv").hardlink_to(tmp_path / "raw/a.csv")
+    assert by_path(scan(tmp_path)) == {"raw/a.csv": "a", "raw/b.csv": "b"}
+
+
+def test_a_link_that_has_the_id_beats_a_file_that_has_none(tmp_path: Path):
+    touch(tmp_path, "raw/blob.csv")
+    (tmp_path / "raw/t1.csv").symlink_to("blob.csv")
+    catalog = scan(tmp_path, trial_id=r"t\d")
+    assert by_path(catalog) == {"raw/t1.csv": "t1", "raw/blob.csv": "no_trial_id"}
+
+
+def test_the_root_and_the_fixed_folders_may_be_links(tmp_path: Path):
+    touch(tmp_path, "store/s/a.csv")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/raw").symlink_to(tmp_path / "store")
+    (tmp_path / "here").symlink_to("root")
+    catalog = scan(tmp_path / "here")
+    assert by_path(catalog) == {"raw/s/a.csv": "s/a"}
+    assert catalog.ignored == {}
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"raw/s/up": ".."},
+        {"raw/here": "."},
+        {"raw/root": "/"},
+        {"raw/s/t": "../t", "raw/t/s": "../s"},
+        {f"raw/{a}/{b}": f"../{b}" for a in "stuvwxyz" for b in "stuvwxyz" if a != b},
+    ],
+)
+def test_links_in_a_circle_end(links: dict[str, str], tmp_path: Path):
+    folders = sorted({Path(link).parent.name for link in links} - {"raw"} | {"s"})
+    touch(tmp_path, *(f"raw/{folder}/a.csv" for folder in folders))
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    catalog = scan(tmp_path)
+    assert [file.path for file in catalog.files] == [f"raw/{f}/a.csv" for f in folders]
+    assert catalog.refusals == ()
+    assert set(catalog.ignored) <= {"alias"}
+
+
+def test_a_pattern_may_go_up_a_link_as_far_as_it_says(tmp_path: Path):
+    touch(tmp_path, "raw/a.csv")
+    (tmp_path / "raw/s").mkdir()
+    (tmp_path / "raw/s/up").symlink_to("..")
+    assert find_paths(tmp_path, "raw/*/*/*.csv") == {"raw/s/up/a.csv": True}
+    assert find_paths(tmp_path, "raw/s/up/*.csv") == {"raw/s/up/a.csv": False}
+    assert find_paths(tmp_path, "raw/*/up/a.csv") == {"raw/s/up/a.csv": True}
+
+
+tree = st.lists(
+    st.lists(st.sampled_from(["a", "b", ".c"]), min_size=1, max_size=3), min_size=1, max_size=6
+)
+
+
+@given(
+    tree=tree,
+    parts=st.lists(st.sampled_from(["**", "*", "a", "[ab]", "?", ".c", "z"]), max_size=3),
+    last=st.sampled_from(["*.csv", "a.csv", "*", "[!a].csv", "z.csv"]),
+)
+def test_without_links_paths_are_those_of_glob(
+    tree: list[list[str]], parts: list[str], last: str, tmp_path_factory: pytest.TempPathFactory
+):
+    root = tmp_path_factory.mktemp("tree")
+    touch(root, *("/".join(path) + ".csv" for path in tree))
+    pattern = "/".join([*parts, last])
+    wanted = glob.glob(pattern, root_dir=root, recursive=True, include_hidden=True)  # noqa: PTH207
+    assert find_paths(root, pattern) == dict.fromkeys(wanted, False)
+
+
+@given(
+    tree=tree,
+    links=st.dictionaries(
+        st.tuples(st.sampled_from(["", "a/", "b/"]), st.sampled_from("xyz")),
+        st.sampled_from([".", "a", "b", "a/x", "b/y", "x", "y", "nowhere", "a.csv", "a/b.csv"]),
+        max_size=6,
+    ),
+    suffix=st.sampled_from(["", ".csv"]),
+)
+def test_with_links_every_path_is_in_one_place_and_every_file_once(
+    tree: list[list[str]],
+    links: dict[tuple[str, str], str],
+    suffix: str,
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    root = tmp_path_factory.mktemp("tree")
+    touch(root, "raw/a.csv", *("raw/" + "/".join(path) + ".csv" for path in tree))
+    for (folder, name), target in links.items():
+        if (root / "raw" / folder).is_dir():
+            (root / "raw" / folder / (name + suffix)).symlink_to(root / "raw" / target)
+    real_root = os.path.realpath(root)
+    catalog = scan(root)
+    placed = by_path(catalog)
+    matched = find_paths(root, "raw/**/*.csv")
+    assert catalog.n_files == len(matched)
+    assert set(placed) <= set(matched)
+    real = [os.path.realpath(root / file.path) for file in catalog.files]
+    assert len(set(real)) == len(real)
+    own = {path for path in matched if os.path.realpath(root / path) == f"{real_root}/{path}"}
+    files = {path for path in own if "/." not in path and (root / path).is_file()}
+    assert files <= {file.path for file in catalog.files}
+
+
 # --- attributes from tables -------------------------------------------------------------------
 
 
@@ -262,6 +402,33 @@ def test_text_of_a_table_keeps_its_leading_zeros(tmp_path: Path):
 def test_a_default_is_the_value_that_the_table_would_hold(tmp_path: Path):
     catalog = scan_table(tmp_path, "unit,rul\n1,0\n2,1\n", default=0)
     assert [file.attributes["end"] for file in catalog.files] == ["0", "1", "0"]
+
+
+def test_rows_that_name_no_trial_are_warned_of(tmp_path: Path):
+    catalog = scan_table(tmp_path, "unit,rul\n1,1\n2,2\n3,3\n77,4\n")
+    (warning,) = catalog.warnings
+    assert warning.startswith("attributes.end: 1 row of table.csv names no trial, such as 'e0077'")
+    # A trial that is refused for another reason is no mistake in the table.
+    touch(tmp_path, "raw/e0077/e0001.csv", "raw/e0077.csv", "raw/e0077/e0077.csv")
+    entry = {"table": "table.csv", "trial_id": "e{unit:04d}", "column": "rul"}
+    again = scan(tmp_path, trial_id=r"e\d+(?=\.csv)", attributes={"end": entry})
+    assert by_path(again)["raw/e0077.csv"] == "duplicate_id"
+    assert again.warnings == ()
+
+
+def test_where_a_file_holds_many_trials_no_table_is_joined_yet(tmp_path: Path):
+    touch(tmp_path, "raw/all.csv")
+    entry = {"table": "absent.csv", "trial_id": "e{unit}", "column": "rul"}
+    spec = make_spec(source={"split_on": ["unit"]}, attributes={"end": entry})
+    catalog = scan_files(tmp_path, spec)
+    assert by_path(catalog) == {"raw/all.csv": "all"}
+    assert catalog.warnings == ()
+
+
+def test_warnings_survive_the_disk(tmp_path: Path):
+    catalog = scan_table(tmp_path, "unit,rul\n1,1\n2,2\n3,3\n77,4\n")
+    save_catalog(tmp_path / "catalog.parquet", catalog)
+    assert load_catalog(tmp_path / "catalog.parquet", tmp_path) == catalog
 
 
 # --- buckets ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.clean import check_time, clean_values
-from pipeline.sections import CleanSpec
+from pipeline.clean import Cleaned, clean_segments, clean_values, clip_outliers
+from pipeline.sections import CleanSpec, OutlierSpec
 from pipeline.trials import RefusedError
 
 Values = npt.NDArray[np.float64]
@@ -260,31 +261,165 @@ def test_observed_is_stored_when_values_may_be_masked_or_by_wish(
     assert spec.stores_observed() is stored
 
 
-# --- time -------------------------------------------------------------------------------------
+# --- segments ---------------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=8))
-def test_time_is_accepted_if_and_only_if_it_grows_strictly(time: list[float]):
-    grows = all(a < b for a, b in itertools.pairwise(time))
-    if grows:
-        check_time(np.array(time), "t")
+@st.composite
+def segmented(draw: st.DrawFn) -> tuple[Values, npt.NDArray[np.int64]]:
+    values = draw(tables)
+    breaks = draw(st.sets(st.integers(1, 11)))
+    return values, np.array([0, *sorted(b for b in breaks if b < len(values))])
+
+
+@given(segmented(), specs)
+def test_segments_are_cleaned_as_if_each_were_alone(trial, spec: CleanSpec):
+    values, starts = trial
+    alone = [clean_or_none(part, spec) for part in np.split(values, starts[1:])]
+    together = clean_or_none(values, spec, starts)
+    left = [part for part in alone if part is not None]
+    if spec.then == "refuse" and spec.missing != "drop":
+        assert (together is None) == (len(left) < len(alone))
+    else:  # a segment may only lose all its rows, and then it is gone
+        assert (together is None) == (not left)
+    if together is None:
         return
-    with pytest.raises(RefusedError) as caught:
-        check_time(np.array(time), "t")
-    assert (caught.value.code, caught.value.column) == ("time_not_increasing", "t")
+    for name in ("values", "observed"):
+        parts = np.concatenate([getattr(part, name) for part in left])
+        np.testing.assert_array_equal(getattr(together, name), parts)
+    n_rows = [len(part.values) for part in left]
+    assert together.starts.tolist() == [0, *np.cumsum(n_rows)[:-1]]
+    assert together.starts.dtype == np.int64
+    kept = [
+        np.zeros(size, np.bool_) if part is None else part.keep
+        for part, size in zip(alone, np.diff([*starts, len(values)]), strict=True)
+    ]
+    np.testing.assert_array_equal(together.keep, np.concatenate(kept))
+
+
+def clean_or_none(values: Values, spec: CleanSpec, starts=None) -> Cleaned | None:
+    try:
+        if starts is None:
+            return clean_values(values, spec)
+        return clean_segments(values, starts, spec)
+    except RefusedError:
+        return None
 
 
 @pytest.mark.parametrize(
-    ("time", "code", "row"),
+    ("missing", "wanted"),
     [
-        ([0, 1, NAN, 3], "time_missing", "row 3"),
-        ([NAN], "time_missing", "row 1"),
-        ([0, math.inf], "time_missing", "row 2"),
-        ([0, 1, 1, 2], "time_not_increasing", "row 3"),
-        ([0, 2, 1], "time_not_increasing", "from 2 to 1 at row 3"),
+        ("interpolate", [1, 2, 3, NAN, NAN, 5, NAN, NAN]),
+        ("ffill", [1, 1, 3, 3, NAN, 5, 5, NAN]),
     ],
 )
-def test_a_bad_time_names_its_row(time: list[float], code: str, row: str):
-    with pytest.raises(RefusedError, match=row) as caught:
-        check_time(np.array(time, np.float64), "t")
-    assert caught.value.code == code
+def test_no_value_crosses_a_gap(missing: str, wanted: list[float]):
+    values = column(1, NAN, 3, NAN, NAN, 5, NAN, NAN)
+    spec = CleanSpec.model_validate({"missing": missing})
+    cleaned = clean_segments(values, np.array([0, 4, 7]), spec)
+    np.testing.assert_array_equal(cleaned.values, column(*wanted))
+    assert cleaned.starts.tolist() == [0, 4, 7]
+
+
+def test_the_share_of_missing_values_is_that_of_the_trial():
+    values = column(1, 2, 3, NAN)
+    spec = CleanSpec(drop_trial_if_missing=0.25)
+    assert clean_segments(values, np.array([0, 3]), spec).starts.tolist() == [0, 3]
+    with pytest.raises(RefusedError, match=r"50\.0%"):
+        clean_segments(column(NAN, 2, 3, NAN), np.array([0, 3]), spec)
+
+
+def test_a_segment_without_rows_is_gone():
+    values = column(NAN, NAN, 3, NAN, 5, NAN)
+    cleaned = clean_segments(values, np.array([0, 2, 5]), CleanSpec(missing="drop"))
+    assert (cleaned.values.tolist(), cleaned.starts.tolist()) == ([[3], [5]], [0])
+    with pytest.raises(RefusedError) as caught:
+        clean_segments(column(NAN, NAN), np.array([0, 1]), CleanSpec(then="drop"))
+    assert caught.value.code == "no_rows_left"
+    with pytest.raises(RefusedError) as caught:
+        clean_values(np.empty((0, 2)), CleanSpec())
+    assert caught.value.code == "no_rows_left"
+
+
+def test_what_misses_nothing_is_not_copied():
+    values = np.arange(6.0).reshape(3, 2)
+    for spec in (CleanSpec(), CleanSpec(missing="ffill"), CleanSpec(missing="drop", then="drop")):
+        cleaned = clean_values(values, spec)
+        assert cleaned.values is values
+        assert cleaned.observed.all()
+        assert cleaned.keep.all()
+
+
+# --- outliers ---------------------------------------------------------------------------------
+
+thens = st.sampled_from(["clip", "missing"])
+
+
+def slow_median(values: list[float]) -> float:
+    return statistics.median(values) if values else NAN
+
+
+@given(
+    tables,
+    st.lists(st.tuples(st.floats(-1e3, 0), st.floats(0, 1e3)), min_size=4, max_size=4),
+    st.one_of(st.none(), st.sampled_from([0.5, 1.0, 3.0])),
+    thens,
+)
+def test_outliers_against_a_loop(values: Values, bounds, deviations: float | None, then: str):
+    names = [f"c{i}" for i in range(values.shape[1])]
+    limits = {"c0": (None, bounds[0][1]), "c1": (bounds[1][0], None), "c3": bounds[3]}
+    spec = OutlierSpec.model_validate({"bounds": limits, "deviations": deviations, "then": then})
+    before = values.copy()
+    out, n_changed = clip_outliers(values, names, spec)
+    np.testing.assert_array_equal(values, before)
+    changed = 0
+    for channel, name in enumerate(names):
+        low, high = limits.get(name, (None, None))
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        possible = [v for v in values[:, channel].tolist() if low <= v <= high]
+        middle = slow_median(possible)
+        spread = slow_median([abs(v - middle) for v in possible])
+        if deviations is not None and spread > 0:
+            reach = deviations * 1.4826 * spread
+            low, high = max(low, middle - reach), min(high, middle + reach)
+        wanted = []
+        for value in values[:, channel].tolist():
+            beyond = value < low or value > high
+            changed += beyond
+            allowed = NAN if then == "missing" else max(low, min(high, value))
+            wanted.append(allowed if beyond else value)
+        np.testing.assert_allclose(out[:, channel], wanted, rtol=1e-9, atol=1e-9)
+    assert n_changed == changed
+    if not changed:
+        assert out is values
+
+
+@given(tables, thens)
+def test_outliers_leave_missing_values_missing_and_bounds_hold(values: Values, then: str):
+    names = [str(i) for i in range(values.shape[1])]
+    spec = OutlierSpec.model_validate({"bounds": dict.fromkeys(names, (-1, 1)), "then": then})
+    out, n_changed = clip_outliers(values, names, spec)
+    beyond = np.abs(values) > 1
+    assert n_changed == beyond.sum()
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(values) | (beyond & (then == "missing")))
+    assert (np.abs(out[~np.isnan(out)]) <= 1).all()
+    again, n_again = clip_outliers(out, names, spec)
+    assert n_again == 0
+    assert again is out
+
+
+def test_a_channel_that_mostly_stands_still_has_no_outliers_by_deviation():
+    spec = OutlierSpec(deviations=1)
+    values = column(5, 5, 5, 9)
+    assert clip_outliers(values, ["a"], spec) == (values, 0)
+    nothing = np.full((3, 1), NAN)
+    assert clip_outliers(nothing, ["a"], spec) == (nothing, 0)
+    empty = np.empty((0, 1))
+    assert clip_outliers(empty, ["a"], spec) == (empty, 0)
+
+
+def test_impossible_values_have_no_say_in_the_median():
+    values = column(9999, 9999, 9999, 9998, 1, 2, 3)
+    spec = OutlierSpec(bounds={"a": (None, 100)}, deviations=3, then="missing")
+    out, n_changed = clip_outliers(values, ["a"], spec)
+    np.testing.assert_array_equal(out, column(NAN, NAN, NAN, NAN, 1, 2, 3))
+    assert n_changed == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import TypeAdapter
 from trialfolders import (
     build_checked,
     delivered,
@@ -18,7 +19,17 @@ from trialfolders import (
 )
 
 from pipeline.build import build
-from pipeline.derive import derive_columns, parse_expressions, source_columns
+from pipeline.derive import (
+    Clock,
+    Derivations,
+    check_calendar,
+    derive_columns,
+    parse_expressions,
+    source_columns,
+)
+from pipeline.sections import Derivation
+from pipeline.spec import load_spec
+from pipeline.timeline import calendar_part, since_observed
 from pipeline.trials import RefusedError
 from shards import Store
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
@@ -28,6 +39,14 @@ FRAME = pl.DataFrame({"t": [1.0, 2.0, 4.0], "x": [3.0, -1.0, 0.5], "word": ["a",
 
 def derive(frame: pl.DataFrame, attributes: dict[str, str] | None = None, **expressions: str):
     return derive_columns(frame, parse_expressions(expressions), attributes or {})
+
+
+def derivations_of(given: dict[str, object]) -> Derivations:
+    return Derivations.of(TypeAdapter(dict[str, Derivation]).validate_python(given))
+
+
+def features(frame: pl.DataFrame, given: dict[str, object], clock: Clock | None = None):
+    return derive_columns(frame, derivations_of(given), {}, clock)
 
 
 def spec_of(root: Path, derived: dict[str, str], channels: list[str], **sections: object) -> Path:
@@ -96,7 +115,7 @@ def test_only_what_comes_from_elsewhere_is_asked_of_the_file():
     assert source_columns(parse_expressions({"x": "x * 2"})) == {"x"}
 
 
-@pytest.mark.parametrize("text", ["x +* 2", "", "x, t", "nofunction(x)", "*", "SELECT", "x AS"])
+@pytest.mark.parametrize("text", ["x +* 2", "x, t", "nofunction(x)", "*", "SELECT", "x AS"])
 def test_what_is_no_expression_is_refused_by_name_before_any_file_is_read(
     text: str, tmp_path: Path
 ):
@@ -109,6 +128,210 @@ def test_an_expression_that_fails_on_a_trial_refuses_it_by_name():
     with pytest.raises(RefusedError, match=r"derive\.bad failed") as caught:
         derive(FRAME, good="x + 1", bad="word + 1")
     assert (caught.value.code, caught.value.column) == ("derive_failed", "bad")
+
+
+def test_the_culprit_is_named_among_others_of_its_level():
+    frame = FRAME.with_columns(word=pl.Series(["1", "2", "c"]))
+    given = {"a": "x + 1", "b": {"lag": "x"}, "c": "CAST(word AS DOUBLE)", "d": "t"}
+    with pytest.raises(RefusedError, match=r"derive\.c failed") as caught:
+        features(frame, given)
+    assert caught.value.column == "c"
+
+
+def test_a_column_the_trial_lacks_refuses_it():
+    with pytest.raises(RefusedError, match=r"derive\.a failed .*unable to find column"):
+        derive(FRAME, a="speed * 2")
+    with pytest.raises(RefusedError, match=r"derive\.a reads 'speed', which this trial does not"):
+        features(FRAME, {"a": {"lag": "speed"}})
+    with pytest.raises(RefusedError, match=r"derive\.a reads 'word', which is text; wanted num"):
+        features(FRAME, {"a": {"rolling_mean": "word", "rows": 2}})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"x": "x * 2", "y": "x + 1"},
+        {"y": "x + 1", "x": "x * 2", "z": "x"},
+        {"y": "t", "x": {"lag": "x"}, "z": {"lag": "x"}},
+        {"a": "x + 1", "b": "a * t", "c": {"difference": "b"}, "x": "c", "d": "x + a", "a2": "a"},
+        {"t2": "a0", "a0": "x", "a1": "a0 + t2"},
+    ],
+)
+def test_levels_give_what_one_column_after_the_other_gives(given: dict[str, object]):
+    """The order written decides, however columns are grouped."""
+    frame = FRAME.with_columns(a0=pl.Series([7.0, 8.0, 9.0]))
+    wanted = frame
+    for name, one in given.items():
+        wanted = features(wanted, {name: one})
+    got = features(frame, given)
+    assert got.select(sorted(got.columns)).equals(wanted.select(sorted(wanted.columns)))
+
+
+def test_independent_columns_share_a_level():
+    given = {"a": "x + 1", "b": {"lag": "t"}, "c": "a + b", "d": "t * 2", "x": "x - 1", "e": "x"}
+    assert derivations_of(given).levels == (("a", "b", "d", "x"), ("c", "e"))
+
+
+def test_source_columns_are_found_through_derived_ones():
+    derivations = derivations_of(
+        {"a": "x + t", "b": {"lag": "a"}, "c": {"since_observed": "word"}, "x": "x + y", "d": "x",
+         "h": {"hook": "f.py:f", "columns": ["d", "kg"]}, "k": {"calendar": "hour"}}
+    )  # fmt: skip
+    assert derivations.inputs["h"] == {"d", "kg"}
+    assert derivations.inputs["k"] == set()
+    assert derivations.source_columns() == {"x", "t", "y", "word", "kg"}
+    assert derivations.source_columns(["b"]) == {"x", "t"}
+    assert derivations.source_columns(["d", "q"]) == {"x", "y", "q"}
+    assert derivations.source_columns(["h"]) == {"x", "y", "kg"}
+    assert (len(derivations), "a" in derivations, "y" in derivations) == (7, True, False)
+    assert not derivations_of({})
+
+
+@pytest.mark.parametrize("name", ["self", "exprs", "a b", "1", "a.b", "Ä", "x", ""])
+def test_a_new_column_may_have_any_name(name: str):
+    assert features(FRAME, {name: "t + 1"})[name].to_list() == [2, 3, 5]
+    assert features(FRAME, {name: {"lag": "t"}})[name].to_list() == [None, 1, 2]
+
+
+def test_decimals_are_full_numbers_wherever_they_stand():
+    assert derive(FRAME, a="1.0 / 3")["a"][0] == 1 / 3
+    assert derive(FRAME, a="x + 1./3.")["a"][0] == 3 + 1 / 3
+    assert derive(FRAME, a="CASE WHEN '1.5' = word THEN 1 ELSE .1 END")["a"][0] == 0.1
+    frame = pl.DataFrame({"q1.5": [2.0]})
+    assert derive(frame, a='"q1.5" * 1.5 -- not 1.5\n + 0.5 /* 2.5 */')["a"].to_list() == [3.5]
+
+
+@pytest.mark.parametrize("text", ["NOW()", "current_date", "x + 0 * LENGTH(CURRENT_TIMESTAMP)"])
+def test_the_day_of_the_build_is_no_input(text: str):
+    with pytest.raises(InvalidSpecError, match=r"derive\.a: .* differs from build to build"):
+        parse_expressions({"a": text})
+    assert parse_expressions({"a": "'now()' = word"})
+
+
+def test_an_expression_of_several_columns_is_refused():
+    with pytest.raises(InvalidSpecError, match=r"derive\.a: .* of one column"):
+        parse_expressions({"a": "COLUMNS('^x$')"})
+
+
+# --- ready-made features ----------------------------------------------------------------------
+
+
+def naive_rolling(x: list[float], rows: int, starts: list[int]) -> list[float]:
+    out = []
+    for i in range(len(x)):
+        first = max([s for s in starts if s <= i][-1], i - rows + 1)
+        seen = [v for v in x[first : i + 1] if not math.isnan(v)]
+        out.append(math.fsum(seen) / len(seen) if seen else math.nan)
+    return out
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 50])
+@pytest.mark.parametrize("starts", [[0], [0, 1], [0, 5, 6, 19], [0, 10]])
+def test_features_are_what_a_plain_loop_gives(rows: int, starts: list[int]):
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=20)
+    x[rng.random(20) < 0.3] = math.nan
+    given = {
+        "lag": {"lag": "x", "rows": rows},
+        "difference": {"difference": "x", "rows": rows},
+        "mean": {"rolling_mean": "x", "rows": rows},
+    }
+    frame = features(pl.DataFrame({"x": x}), given, Clock(starts=np.array(starts)))
+    begin = [max(s for s in starts if s <= i) for i in range(20)]
+    before = [x[i - rows] if i - rows >= begin[i] else math.nan for i in range(20)]
+    np.testing.assert_array_equal(frame["lag"].to_numpy(), before)
+    np.testing.assert_array_equal(frame["difference"].to_numpy(), x - before)
+    wanted = naive_rolling(x.tolist(), rows, starts)
+    np.testing.assert_allclose(frame["mean"].to_numpy(), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_huge_value_leaves_the_rolling_mean_with_its_window():
+    x = [1e16, 0.1, 0.2, 0.3, 0.4]
+    new = features(pl.DataFrame({"x": x}), {"m": {"rolling_mean": "x", "rows": 2}})["m"]
+    np.testing.assert_allclose(new.to_numpy()[2:], [0.15, 0.25, 0.35], rtol=1e-15)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_features_of_hardly_any_rows(n: int):
+    given = {"a": {"lag": "x"}, "b": {"difference": "x"}, "c": {"rolling_mean": "x", "rows": 9}}
+    frame = features(pl.DataFrame({"x": [2.0] * n}, schema={"x": pl.Float64}), given)
+    assert frame.drop("x").rows() == [(None, None, 2.0)] * n
+
+
+def test_features_of_the_time_are_those_of_the_clock():
+    clock = Clock(
+        np.array([0, 2]), np.array([0.0, 60.0, 7200.0]), "Europe/Berlin", since_observed,
+        calendar_part,
+    )  # fmt: skip
+    given = {
+        "a": {"since_observed": "word"}, "b": {"calendar": "hour"},
+        "c": {"calendar": "hour", "zone": "UTC"}, "d": "a + b",
+    }  # fmt: skip
+    frame = features(FRAME.with_columns(word=pl.Series(["a", None, None])), given, clock)
+    assert frame["a"].to_list() == [0, 60, 0]
+    assert frame["b"].to_list() == [1, 1, 3]
+    assert frame["c"].to_list() == [0, 0, 2]
+    assert frame["d"].to_list() == [1, 61, 3]
+
+
+def test_a_calendar_without_dates_is_refused():
+    with pytest.raises(InvalidSpecError, match=r"derive\.h\.calendar: needs dates"):
+        check_calendar(derivations_of({"h": {"calendar": "hour"}}), is_date=False)
+    check_calendar(derivations_of({"h": {"calendar": "hour"}}), is_date=True)
+    check_calendar(derivations_of({"h": {"lag": "x"}}), is_date=False)
+
+
+def test_an_infinite_feature_refuses_the_trial():
+    frame = pl.DataFrame({"x": [1.7e308, -1.7e308]})
+    with pytest.raises(RefusedError, match=r"derive\.d is infinite at row 2"):
+        features(frame, {"d": {"difference": "x"}})
+
+
+# --- mistakes of the specification ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{lagg: x}", r"6: derive\.y: got 'lagg'; wanted an SQL .*calendar\. Did you mean 'lag'\?"),
+        (
+            "{lag: x, row: 2}",
+            r"6: derive\.y: no such field 'row' beside 'lag'\. Did you mean 'rows'",
+        ),
+        ("{lag: x, difference: y}", r"6: derive\.y: got 'lag' and 'difference'; wanted"),
+        ("{lag: x, rows: 0}", r"6: derive\.y\.Lag\.rows: got 0; wanted: "),
+        ("{lag: 3}", r"6: derive\.y\.Lag\.lag: got 3; wanted: "),
+        ("{rolling_mean: x}", r"6: derive\.y\.RollingMean\.rows: missing\. Add it"),
+        ("{hook: 'a.py:f'}", r"6: derive\.y\.Hook\.columns: missing\. Add it"),
+        (
+            "{hook: 'a:f', columns: [x]}",
+            r"6: derive\.y\.Hook\.hook: got 'a:f'; wanted file\.py:fun",
+        ),
+        ("{hook: '/a.py:f', columns: [x]}", r"6: derive\.y\.Hook\.hook: got .*below the folder"),
+        ("{hook: 'a.py:f', columns: []}", r"6: derive\.y\.Hook\.columns: got \[\]"),
+        ("{calendar: hours}", r"6: derive\.y\.Calendar\.calendar: got 'hours'; wanted: "),
+        (
+            "{calendar: hour, zone: Mars}",
+            r"6: derive\.y\.Calendar\.zone: got 'Mars'; wanted an IANA",
+        ),
+        ("5", r"6: derive\.y: got 5; wanted an SQL expression as text, or one of sql, hook, lag"),
+        ("", r"6: derive\.y: got None; wanted an SQL"),
+        ("[x]", r"6: derive\.y: got \['x'\]; wanted an SQL"),
+        ("{}", r"6: derive\.y: got nothing; wanted an SQL"),
+        ("{5: x}", r"6: derive\.y: got 5; wanted an SQL"),
+        ("''", r"6: derive\.y: got ''; wanted an SQL"),
+    ],
+)
+def test_one_mistake_is_one_line_with_its_number(entry: str, message: str, tmp_path: Path):
+    path = tmp_path / "dataset.yaml"
+    path.write_text(
+        "name: a\nsource: {files: '*.csv'}\nchannels: [y]\n"
+        "windows: {length: 1, target: {kind: forecast, channels: [y]}}\n"
+        f"derive:\n  y: {entry}\n"
+    )
+    with pytest.raises(InvalidSpecError, match=message) as caught:
+        load_spec(path)
+    assert "\n" not in str(caught.value)
 
 
 # --- through a build --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections import Counter
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -264,6 +265,208 @@ def test_adding_trials_moves_none_into_validation(old: list[str], new: list[str]
     assert all(after[name] == side for name, side in before.items())
 
 
+# --- stratified -------------------------------------------------------------------------------
+
+
+def test_a_group_belongs_to_the_stratum_that_most_of_its_trials_have():
+    """Two subjects of each majority: exact halves give each side one of both."""
+    names = [f"t{i}" for i in range(12)]
+    subjects = ["p", "p", "p", "q", "q", "q", "r", "r", "r", "s", "s", "s"]
+    labels = ["a", "a", "b", "a", "a", "b", "b", "b", "a", "b", "b", "a"]
+    spec = {"method": "exact", "by": "subject", "stratify": "label"}
+    for seed in range(10):
+        sides = assign(
+            names,
+            {"subject": subjects, "label": labels},
+            **spec,
+            seed=seed,
+            fractions={"train": 0.5, "test": 0.5},
+        )
+        of_subject = dict(zip(subjects, sides.values(), strict=True))
+        assert {of_subject["p"], of_subject["q"]} == {"train", "test"}
+        assert {of_subject["r"], of_subject["s"]} == {"train", "test"}
+
+
+def test_equal_votes_go_to_the_smallest_value():
+    names, subjects = ["t0", "t1", "t2", "t3"], ["p", "p", "q", "q"]
+    for seed in range(10):
+        sides = assign(
+            names,
+            {"subject": subjects, "label": ["b", "a", "a", "a"]},
+            by="subject",
+            method="exact",
+            stratify="label",
+            seed=seed,
+            fractions={"train": 0.5, "test": 0.5},
+        )
+        assert sorted(sides.values()) == ["test", "test", "train", "train"]
+
+
+def test_a_stratified_carve_takes_its_share_of_each_value():
+    names = [f"t{i}" for i in range(100)]
+    labels = ["rare" if i < 20 else "common" for i in range(100)]
+    sides = assign(
+        names,
+        {"label": labels},
+        method="exact",
+        stratify="label",
+        fractions={"train": 0.5, "test": 0.5},
+        validation={"fraction": 0.2},
+    )
+    counts = Counter(zip(labels, sides.values(), strict=True))
+    assert counts == {
+        ("rare", "train"): 8, ("rare", "val"): 2, ("rare", "test"): 10,
+        ("common", "train"): 32, ("common", "val"): 8, ("common", "test"): 40,
+    }  # fmt: skip
+
+
+def test_a_trial_without_its_stratum_is_refused():
+    with pytest.raises(
+        InvalidSpecError,
+        match=r"split\.stratify: 1 of 2 trials have no attribute 'label', such as 'b'",
+    ):
+        assign(["a", "b"], {"label": ["x", None]}, method="exact", stratify="label")
+
+
+# --- folds and leave one out ------------------------------------------------------------------
+
+
+def test_folds_are_pinned():
+    """A comparison over folds is only one if every machine deals the same."""
+    names = [f"t{i}" for i in range(12)]
+    folds = [assign(names, method="folds", folds=3, fold=fold) for fold in range(3)]
+    dealt = "".join(str([f[name] for f in folds].index("test")) for name in names)
+    assert dealt == PINNED_FOLDS
+
+
+PINNED_FOLDS = "022011221100"
+
+
+def test_more_folds_than_groups_are_refused():
+    with pytest.raises(
+        InvalidSpecError, match=r"split\.folds: got 5, but there are 2 groups \(split\.by 's'\)"
+    ):
+        assign(["a", "b", "c"], {"s": ["x", "y", "y"]}, method="folds", by="s")
+
+
+def test_a_carve_that_takes_all_of_train_is_refused():
+    with pytest.raises(InvalidSpecError, match=r"split\.validation\.fraction: nothing is left to"):
+        assign(["a", "b", "c"], method="folds", folds=3, validation={"fraction": 1.0})
+
+
+def test_one_value_is_held_out():
+    subjects = {"subject": ["x", "y", "z", "y"]}
+    spec = {"method": "leave_one_out", "by": "subject"}
+    sides = assign(["a", "b", "c", "d"], subjects, **spec, held_out="y")
+    assert sides == {"a": "train", "b": "test", "c": "train", "d": "test"}
+    with pytest.raises(
+        InvalidSpecError, match=r"held_out: got 'w'; wanted a value of 'subject': 'x', 'y', 'z'\."
+    ):
+        assign(["a", "b", "c", "d"], subjects, **spec, held_out="w")
+    with pytest.raises(
+        InvalidSpecError,
+        match=r"held_out: nothing is left to train on \(groups: test 1\)\. 'x' is the only value",
+    ):
+        assign(["a", "b"], {"subject": ["x", "x"]}, **spec, held_out="x")
+
+
+def test_a_group_that_the_data_tear_is_refused():
+    attributes = {"part": ["train", "test"], "subject": ["x", "x"]}
+    with pytest.raises(
+        InvalidSpecError, match=r"split\.by: subject 'x' has trials in 'train' and in 'test'"
+    ):
+        assign(["a", "b"], attributes, method="attribute", attribute="part", by="subject")
+
+
+def test_a_carve_needs_a_name_of_its_own():
+    with pytest.raises(InvalidSpecError, match=r"validation\.name: got 'train', the split it is"):
+        assign(["a", "b"], validation={"name": "train"})
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+def assign_by_time(
+    spans: dict[str, tuple[float, float]], groups: list[str] | None = None, **spec: Any
+) -> dict[str, str]:
+    known = {"day": groups} if groups else {}
+    model = SplitSpec.model_validate({"method": "time", **spec})
+    sides = assign_splits(list(spans), known, model, spans=np.array(list(spans.values()), float))
+    return dict(zip(spans, sides, strict=True))
+
+
+SPANS = {"a": (0, 9), "b": (5, 12), "c": (10, 19), "d": (20, 30), "e": (8, 8), "f": (10, 10)}
+
+
+def test_an_interval_holds_its_begin_and_what_it_does_not_hold_whole_is_purged():
+    sides = assign_by_time(SPANS, boundaries={"val": 10, "test": 20})
+    assert sides == {
+        "a": "train", "b": "purged", "c": "val", "d": "test", "e": "train", "f": "val"
+    }  # fmt: skip
+    assert assign_by_time({"a": (0, 1), "b": (5, 10)}, boundaries={"test": 10}) == {
+        "a": "train",
+        "b": "purged",
+    }
+
+
+def test_what_ends_close_to_a_boundary_is_purged():
+    sides = assign_by_time(SPANS, boundaries={"val": 10, "test": 20}, purge=2)
+    assert sides == {
+        "a": "purged", "b": "purged", "c": "purged", "d": "test", "e": "train", "f": "val"
+    }  # fmt: skip
+
+
+def test_a_group_in_two_intervals_is_purged_whole():
+    spans = {"a": (0, 1), "b": (2, 3), "c": (11, 12), "d": (13, 14)}
+    sides = assign_by_time(spans, ["x", "y", "y", "z"], by="day", boundaries={"test": 10})
+    assert sides == {"a": "train", "b": "purged", "c": "purged", "d": "test"}
+
+
+def test_segments_of_a_trial_are_one_span():
+    spec = SplitSpec(method="time", boundaries={"test": 10})
+    spans = np.array([[0.0, 1.0], [11.0, 12.0], [2.0, 3.0]])
+    assert assign_splits(["a", "a", "b"], {}, spec, spans=spans) == ["purged", "purged", "train"]
+
+
+def test_dates_are_utc_unless_they_say_otherwise():
+    spans = {"a": (1e9, 1_719_791_999), "b": (1_719_792_000, 1_719_792_001), "c": (2e9, 2.1e9)}
+    for written in ("2024-07-01", "2024-07-01T00:00", "2024-07-01T02:00+02:00"):
+        sides = assign_by_time(spans, boundaries={"test": written, "last": 2e9})
+        assert sides == {"a": "train", "b": "test", "c": "last"}
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "message"),
+    [
+        (
+            {"val": 20, "test": 10},
+            r"got val: 20.*, test: 10.*; wanted each later than",
+        ),
+        ({"val": 10, "test": 10}, "wanted each later"),
+        ({"test": float("nan")}, "wanted each later"),
+        ({"test": "soon"}, r"split\.boundaries\.test: got 'soon'; wanted an ISO date such as"),
+        ({"train": 10}, "got 'train'; wanted another name"),
+        ({"purged": 10}, "got 'purged'; wanted another name"),
+        ({"test": -5}, r"nothing is left to train on \(groups: test 6\)\. Move the first"),
+    ],
+)
+def test_boundaries_that_cannot_be_used_are_refused(boundaries: dict[str, Any], message: str):
+    with pytest.raises(InvalidSpecError, match=message):
+        assign_by_time(SPANS, boundaries=boundaries)
+
+
+def test_time_needs_times():
+    with pytest.raises(InvalidSpecError, match=r"split\.method: time needs source\.time"):
+        assign(["a"], method="time", boundaries={"test": 1})
+    with pytest.raises(InvalidSpecError, match=r"split\.method: 'b' runs from nan to 1\.0"):
+        assign_by_time({"a": (0, 1), "b": (math.nan, 1)}, boundaries={"test": 1})
+
+
+def test_no_trials_have_no_splits():
+    for spec in ({"method": "folds"}, {"method": "time", "boundaries": {"test": 1}}, {}):
+        assert assign_splits([], {}, SplitSpec.model_validate(spec)) == []
+
+
 # --- the names --------------------------------------------------------------------------------
 
 
@@ -273,3 +476,8 @@ def test_codes_follow_the_specification_and_not_the_data():
     assert split_names([], spec) == ("train", "test", "dev")
     by_data = SplitSpec(method="attribute", attribute="part")
     assert split_names(["test", "b", "a", "test"], by_data) == ("train", "a", "b", "test")
+    by_time = SplitSpec(method="time", boundaries={"zeta": 1, "eta": 2}, validation={})
+    assert split_names(["purged", "train"], by_time) == ("train", "val", "zeta", "eta", "purged")
+    for spec in ({"method": "folds"}, {"method": "leave_one_out", "by": "s", "held_out": "x"}):
+        model = SplitSpec.model_validate({**spec, "validation": {"name": "zeta"}})
+        assert split_names(["train", "test"], model) == ("train", "zeta", "test")

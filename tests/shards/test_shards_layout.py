@@ -22,7 +22,7 @@ from shards.maps import FileRange
 from shards.writer import write_shard
 
 NO_DIGEST = "0" * 32
-dtypes = st.sampled_from(["float32", "uint8"])
+dtypes = st.sampled_from(["float32", "uint16", "uint8"])
 array_specs = st.builds(
     ArraySpec, dtypes, st.integers(1, 60_000), st.integers(1, 300), st.just(NO_DIGEST)
 )
@@ -48,7 +48,7 @@ def random_bits(seed, n_rows, n_columns, dtype):
 def test_file_size_is_the_formula_of_the_text(spec):
     n_inner = -(-spec.n_rows // 4096)
     inner_rows = -(-spec.n_rows // n_inner)
-    itemsize = {"float32": 4, "uint8": 1}[spec.dtype]
+    itemsize = {"float32": 4, "uint16": 2, "uint8": 1}[spec.dtype]
     assert (spec.n_inner, spec.inner_rows) == (n_inner, inner_rows)
     assert spec.size_bytes == n_inner * (inner_rows * spec.n_columns * itemsize + 16) + 4
     assert spec.size_bytes == spec.data_bytes + len(chunk_tail(spec))

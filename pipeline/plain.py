@@ -1,0 +1,186 @@
+"""Many plain trials at once: what most data sets need, without a call per trial.
+
+A trial is plain where nothing but its channels, targets, attributes and missing values is to be
+looked at. What is wrong with one is left to `shape_trial`, which says so; the values that come
+out are the same, bit for bit, by either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pipeline.clean import clean_segments
+from pipeline.shape import label_of
+from pipeline.shaped import COUNTS, ShapedBatch
+from pipeline.trials import Bool, Float64, Int64, RefusedError, Table
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from pipeline.sections import TimeSpec
+    from pipeline.spec import DatasetSpec
+
+VERSION = 1
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def is_plain(spec: DatasetSpec) -> bool:
+    """Return whether a data set's trials can be shaped many at once."""
+    clean = spec.clean
+    return not (
+        not _is_plain_time(spec.source.time)
+        or spec.derive
+        or spec.categorical
+        or spec.static
+        or spec.source.holds_many
+        or spec.source.pivot is not None
+        or clean.outliers is not None
+        or clean.time_since_observed
+        or clean.missing == "drop"
+        or clean.then == "drop"
+    )
+
+
+def _is_plain_time(time: TimeSpec | None) -> bool:
+    return time is None or (
+        time.format == "number"
+        and time.unit is None
+        and time.unsorted == "refuse"
+        and time.duplicates == "refuse"
+        and time.max_gap is None
+        and time.resample is None
+    )
+
+
+def shape_plain(
+    tables: Sequence[Table], recipe: Recipe
+) -> tuple[ShapedBatch | None, npt.NDArray[np.bool_]]:
+    """Shape trials of a data set that `is_plain`.
+
+    Args:
+        tables: One trial each, one at least, with the same columns.
+        recipe: The specification.
+
+    Returns:
+        The trials that nothing is wrong with, in order, or None if there are none; and for each
+        table whether something is.
+    """
+    batch = _Batch(tables, recipe)
+    wrong = batch.find_wrong()
+    if not wrong.any():
+        shaped, missing = batch.shape()
+        if not missing.any():
+            return shaped, missing
+        wrong = missing
+    good = np.flatnonzero(~wrong)
+    if not len(good):
+        return None, wrong
+    shaped, worse = shape_plain([tables[i] for i in good.tolist()], recipe)
+    wrong[good[worse]] = True
+    return shaped, wrong
+
+
+class _Batch:
+    """The rows of all trials in one matrix."""
+
+    def __init__(self, tables: Sequence[Table], recipe: Recipe) -> None:
+        self.tables, self.recipe, self.spec = tables, recipe, recipe.spec
+        self.sizes = np.array([len(table.numbers) for table in tables], np.int64)
+        self.edges: Int64 = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        self.numbers = np.concatenate([table.numbers for table in tables])
+        self.raw = self._take(recipe.channels)
+        self.targets = self._take(recipe.spec.target_columns())
+        self.known = [dict(table.file.attributes) for table in tables]
+        self.labels: list[str | None] = [None] * len(tables)
+
+    def _take(self, names: Sequence[str]) -> Float64:
+        """Return columns; the matrix itself where they are all of it."""
+        places = [self.tables[0].names.index(name) for name in names]
+        whole = places == list(range(self.numbers.shape[1]))
+        return self.numbers if whole else self.numbers[:, places]
+
+    def find_wrong(self) -> Bool:
+        """Return which trials must be looked at one by one; fill in what is known of the others."""
+        wrong = np.zeros(len(self.tables), np.bool_)
+        for values in (self.raw, self.targets):
+            self._mark(wrong, np.abs(values) > _LARGEST)
+        missing = np.isnan(self.raw)
+        if missing.any():
+            share = self._sums(missing) / (self.sizes * self.raw.shape[1])
+            wrong |= share > self.spec.clean.drop_trial_if_missing
+        if self.spec.source.time is not None:
+            self._check_time(wrong)
+        for name, attribute in self.recipe.column_attributes.items():
+            self._read_attribute(name, attribute.column, wrong)
+        for i, known in enumerate(self.known):
+            try:
+                self.labels[i] = label_of(self.spec, known)
+            except RefusedError:
+                wrong[i] = True
+        return wrong
+
+    def _mark(self, wrong: Bool, bad: Bool) -> None:
+        if bad.any():
+            wrong |= self._sums(bad) > 0
+
+    def _sums(self, flags: Bool) -> Int64:
+        total: Int64 = np.add.reduceat(np.count_nonzero(flags, axis=1), self.edges[:-1])
+        return total
+
+    def _check_time(self, wrong: Bool) -> None:
+        time = self._time()
+        bad = ~np.isfinite(time)
+        step = np.diff(time, prepend=-np.inf) <= 0
+        step[self.edges[:-1]] = False
+        self._mark(wrong, (bad | step)[:, None])
+
+    def _time(self) -> Float64:
+        time = self.spec.source.time
+        assert time is not None
+        return self.numbers[:, self.tables[0].names.index(time.column)]
+
+    def _read_attribute(self, name: str, column: str, wrong: Bool) -> None:
+        """Read an attribute from the first row, where all others say the same."""
+        texts = pl.concat([table.text[column] for table in self.tables])
+        differs = (texts.ne_missing(texts.shift(1)) | texts.is_null()).to_numpy().copy()
+        differs[self.edges[:-1]] = texts[self.edges[:-1]].is_null().to_numpy()
+        self._mark(wrong, differs[:, None])
+        for known, text in zip(self.known, texts[self.edges[:-1]].to_list(), strict=True):
+            known[name] = text
+
+    def shape(self) -> tuple[ShapedBatch, Bool]:
+        """Return the trials, and which of them miss values that must not be missing."""
+        changed: dict[str, object] = {"drop_trial_if_missing": 1.0}
+        refuses = self.spec.clean.then == "refuse"
+        if refuses:
+            changed["then"] = "mask"
+        cleaned = clean_segments(
+            self.raw, self.edges[:-1], self.spec.clean.model_copy(update=changed)
+        )
+        n = len(self.tables)
+        missing = np.zeros(n, np.bool_)
+        if refuses:
+            self._mark(missing, np.isnan(cleaned.values))
+        spans = np.full((n, 2), np.nan)
+        if self.spec.source.time is not None:
+            spans = self._time()[np.stack([self.edges[:-1], self.edges[1:] - 1], axis=1)]
+        none = np.zeros(n, np.int64)
+        shaped = ShapedBatch(
+            tables=self.tables,
+            attributes=self.known,
+            labels=self.labels,
+            values=cleaned.values,
+            observed=cleaned.observed,
+            targets=self.targets,
+            codes=np.empty((len(self.numbers), 0), np.uint16),
+            categories=[()] * n,
+            trial_edges=self.edges,
+            edges=self.edges,
+            counts=dict.fromkeys(COUNTS, none),
+            spans=spans,
+        )
+        return shaped, missing

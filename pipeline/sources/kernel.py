@@ -1,0 +1,288 @@
+"""The compiled part of `compiled.py`; importing it imports numba.
+
+Everything that is compiled is in this one file, because numba looks at the file of the outermost
+function alone to tell whether what it keeps on disk is out of date.
+
+Functions that hand arrays to each other would count references at every call, which costs more
+than reading a field. So they are handed addresses, which are plain integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.trials import Float64
+
+F = TypeVar("F", bound=Callable[..., Any])
+Integers = npt.NDArray[np.int64]
+
+DONE, UNSURE, LONG = 0, 1, 2
+"""All is parsed; a field is no plain number; a field has digits that only `float()` can round."""
+LOWEST, HIGHEST = -342, 308
+"""Powers of ten beyond which 19 digits are 0 or infinite."""
+
+_numba: Any = import_module("numba")  # has no types, as its
+_ir: Any = import_module("llvmlite.ir")
+_instruction: Callable[[Callable[..., Any]], Callable[..., Any]] = _numba.extending.intrinsic
+_OPTIONS = {"nogil": True, "error_model": "numpy"}  # no check of divisors: none here is 0
+
+_NEWLINE, _PLUS, _MINUS, _DOT, _ZERO = 10, 43, 45, 46, 48
+_TO_LOWER, _A, _E, _N = 32, 97, 101, 110
+_MOST_DIGITS = 19
+_EXPONENT_LIMIT = 1 << 40
+_EXACT_LIMIT = np.uint64(1 << 53)
+_TENS = np.array([10.0**i for i in range(23)])
+_0, _1, _3, _10 = (np.uint64(i) for i in (0, 1, 3, 10))
+_SPARE_BITS = np.uint64(0x1FF)
+_TOP, _EXPONENT_AT, _INFINITE, _BIAS = np.uint64(63), np.uint64(52), np.uint64(2047 << 52), 1023
+
+
+def compile_kernel() -> Callable[..., int]:
+    """Return `_parse_lines`, compiled; from disk if it was compiled before."""
+    kinds = _numba.types
+    arguments = (*[kinds.int64] * 4, kinds.int64[::1], kinds.int64[::1], kinds.float64[:, ::1])
+    try:
+        compiled: Callable[..., int] = _numba.njit(arguments, cache=True, **_OPTIONS)(_parse_lines)
+    except (RuntimeError, OSError):  # no folder for the cache, or no room in it
+        compiled = _numba.njit(arguments, **_OPTIONS)(_parse_lines)
+    return compiled
+
+
+def _inlined(function: F) -> F:
+    compiled: F = _numba.njit(forceinline=True, **_OPTIONS)(function)
+    return compiled
+
+
+def _loading(kind: str) -> Callable[[int], Any]:
+    """Return compiled code that loads a number from an address."""
+
+    def load(_: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            pointer = context.get_value_type(signature.return_type).as_pointer()
+            return builder.load(builder.inttoptr(values[0], pointer), align=1)
+
+        return getattr(_numba.types, kind)(address), generate
+
+    return _instruction(load)
+
+
+_byte, _word = _loading("uint8"), _loading("uint64")
+
+
+@_instruction
+def _leading_zeros(_: Any, word: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return builder.ctlz(values[0], _ir.IntType(1)(0))
+
+    return _numba.types.int64(word), generate
+
+
+@_instruction
+def _high_product(_: Any, a: Any, b: Any) -> Any:
+    """The upper 64 bits of a product."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        wide = _ir.IntType(128)
+        product = builder.mul(*(builder.zext(value, wide) for value in values))
+        return builder.trunc(builder.lshr(product, wide(64)), values[0].type)
+
+    return _numba.types.uint64(a, b), generate
+
+
+def _parse_lines(
+    mark: int, number_nulls: int, other_nulls: int, powers: int,
+    columns: Integers, state: Integers, out: Float64,
+) -> int:  # fmt: skip
+    """Fill `out` from where `state` says: address, unused, row, field.
+
+    At a field that is too long, `state` becomes: its start, its end, row, field.
+    """
+    at, row, field = state[0], state[2], state[3]
+    last = len(columns) - 1
+    while row < len(out):
+        while field <= last:
+            column, code, end = columns[field], DONE, at
+            if column < 0:
+                while not _is_end(end, mark):
+                    end += 1
+            else:
+                value, end, code = _parse_field(at, mark, number_nulls, other_nulls, powers)
+                out[row, column] = value
+            if code == UNSURE or _byte(end) != (mark if field < last else _NEWLINE):
+                return UNSURE
+            if code == LONG:
+                state[0], state[1], state[2], state[3] = at, end, row, field
+                return LONG
+            at, field = end + 1, field + 1
+        row, field = row + 1, 0
+    return DONE
+
+
+@_inlined
+def _parse_field(
+    at: int, mark: int, number_nulls: int, other_nulls: int, powers: int
+) -> tuple[float, int, int]:
+    """Return the value, where the field ends, and a code."""
+    if _is_end(at, mark):
+        return np.nan, at, DONE
+    if _byte(number_nulls) != _NEWLINE:
+        end = _end_of_null(at, mark, number_nulls)
+        if end > 0:
+            return np.nan, end, DONE
+    value, end, code = _parse_number(at, powers)
+    if code == UNSURE or not _is_end(end, mark):
+        end = _end_of_nan(at)
+        if end == 0 or not _is_end(end, mark):
+            end = _end_of_null(at, mark, other_nulls)
+        return np.nan, max(end, at), DONE if end > 0 else UNSURE
+    return value, end, code
+
+
+@_inlined
+def _is_end(at: int, mark: int) -> bool:
+    return bool((_byte(at) == mark) | (_byte(at) == _NEWLINE))
+
+
+@_inlined
+def _end_of_nan(at: int) -> int:
+    """Return where NaN, in any case and with any sign, ends; 0 where it is not."""
+    if _byte(at) == _PLUS or _byte(at) == _MINUS:
+        at += 1
+    is_nan = _byte(at) | _TO_LOWER == _N and _byte(at + 1) | _TO_LOWER == _A
+    return at + 3 if is_nan and _byte(at + 2) | _TO_LOWER == _N else 0
+
+
+@_inlined
+def _end_of_null(at: int, mark: int, nulls: int) -> int:
+    """Return where a field that is among the spellings ends; 0 where it is not."""
+    while _byte(nulls) != _NEWLINE:
+        end = at
+        while _byte(nulls) != _NEWLINE and _byte(end) == _byte(nulls):
+            end, nulls = end + 1, nulls + 1
+        if _byte(nulls) == _NEWLINE and _is_end(end, mark):
+            return end
+        while _byte(nulls) != _NEWLINE:
+            nulls += 1
+        nulls += 1
+    return 0
+
+
+@_inlined
+def _parse_number(at: int, powers: int) -> tuple[float, int, int]:
+    negative = _byte(at) == _MINUS
+    start = at + 1 if negative or _byte(at) == _PLUS else at
+    digits, at = _read_digits(start, _0)
+    n_digits, exponent = at - start, 0
+    if _byte(at) == _DOT:
+        digits, end = _read_digits(at + 1, digits)
+        exponent = at + 1 - end
+        n_digits, at = n_digits - exponent, end
+    n_dropped, end_of_digits = 0, at
+    if n_digits == 0:
+        return 0.0, at, UNSURE
+    if _byte(at) | _TO_LOWER == _E:
+        written, at = _read_exponent(at + 1)
+        exponent += written
+    is_exact = True
+    if n_digits > _MOST_DIGITS:
+        digits, n_dropped, is_exact = _first_digits(start, end_of_digits)
+        exponent += n_dropped
+    value = _nearest(digits, exponent, powers)
+    if not is_exact and value != _nearest(digits + _1, exponent, powers):
+        return value, at, LONG
+    return (-value if negative else value), at, UNSURE if value == np.inf else DONE
+
+
+@_inlined
+def _read_digits(at: int, digits: np.uint64) -> tuple[np.uint64, int]:
+    """Return the digits appended to those before them (modulo 2**64), and where they end."""
+    digit = _byte(at) - _ZERO
+    while 0 <= digit <= 9:
+        digits = digits * _10 + np.uint64(digit)
+        at += 1
+        digit = _byte(at) - _ZERO
+    return digits, at
+
+
+@_inlined
+def _read_exponent(at: int) -> tuple[int, int]:
+    """Return the exponent and where it ends: at the E, which ends no field, if it has no digits."""
+    negative = _byte(at) == _MINUS
+    start = at + 1 if negative or _byte(at) == _PLUS else at
+    exponent, end = 0, start
+    digit = _byte(end) - _ZERO
+    while 0 <= digit <= 9:
+        if exponent < _EXPONENT_LIMIT:
+            exponent = exponent * 10 + digit
+        end += 1
+        digit = _byte(end) - _ZERO
+    return (-exponent if negative else exponent), end if end > start else at - 1
+
+
+@_inlined
+def _first_digits(start: int, end: int) -> tuple[np.uint64, int, bool]:
+    """Return the first 19 digits but leading zeros, how many follow, and if those are zeros."""
+    digits, n_taken, n_dropped, is_exact = _0, 0, 0, True
+    for at in range(start, end):
+        if _byte(at) == _DOT:
+            continue
+        digit = _byte(at) - _ZERO
+        if n_taken == _MOST_DIGITS:
+            n_dropped += 1
+            is_exact = is_exact and digit == 0
+        elif n_taken or digit:
+            digits, n_taken = digits * _10 + np.uint64(digit), n_taken + 1
+    return digits, n_dropped, is_exact
+
+
+@_inlined
+def _nearest(digits: np.uint64, exponent: int, powers: int) -> float:
+    """Return the float64 nearest to digits * 10**exponent."""
+    if digits <= _EXACT_LIMIT and -22 <= exponent <= 22:
+        exact = float(np.int64(digits))
+        return float(exact / _TENS[-exponent] if exponent < 0 else exact * _TENS[exponent])
+    if digits == _0 or exponent < LOWEST:
+        return 0.0
+    if exponent > HIGHEST:
+        return np.inf
+    n_zeros = _leading_zeros(digits)
+    high, low = _multiply(digits << np.uint64(n_zeros), powers + 16 * (exponent - LOWEST))
+    # 10**q = 5**q * 2**q, and 217706 / 2**16 is log2(10) closely enough for all q here.
+    carry = 1 if high >> _TOP else 0
+    power = ((217706 * exponent) >> 16) + 63 + carry - n_zeros + _BIAS
+    return _round(high, low, power, exponent)
+
+
+@_inlined
+def _multiply(word: np.uint64, power: int) -> tuple[np.uint64, np.uint64]:
+    """Return the upper 128 bits of the product, exact as far as rounding needs them."""
+    high, low = _high_product(word, _word(power)), word * _word(power)
+    if high & _SPARE_BITS == _SPARE_BITS:
+        carry = _high_product(word, _word(power + 8))
+        low += carry
+        if low < carry:
+            high += _1
+    return high, low
+
+
+@_inlined
+def _round(high: np.uint64, low: np.uint64, power: int, exponent: int) -> float:
+    """Return the float64 of a product whose first bit counts 2**(power - bias)."""
+    shift = (high >> _TOP) + np.uint64(9)
+    bits = high >> shift  # one more than a float64 keeps
+    if power < -62:
+        return 0.0
+    if power <= 0:  # subnormal, where no product lies halfway
+        bits >>= np.uint64(1 - power)
+    elif low <= _1 and -4 <= exponent <= 23 and bits & _3 == _1 and bits << shift == high:
+        bits -= _1  # halfway, to even
+    bits = (bits + (bits & _1)) >> _1
+    if power > 0:  # the hidden bit counts as 1, and as one more where rounding carried into it
+        bits += np.uint64(power - 1) << _EXPONENT_AT
+    value: float = np.uint64(min(bits, _INFINITE)).view(np.float64)
+    return value

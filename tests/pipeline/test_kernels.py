@@ -1,0 +1,77 @@
+"""Compiled arithmetic: as the plain functions compute it, with the same bits in every batch."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import clean, kernels, normalize
+
+LIMITS = (None, 1, 3)
+
+
+@st.composite
+def batches(draw):
+    """Return rows with gaps, and offsets; some trials are short, some columns empty."""
+    lengths = draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))
+    n_columns, seed = draw(st.integers(1, 5)), draw(st.integers(0, 10**6))
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((sum(lengths), n_columns)) * 10.0 ** rng.integers(-3, 9, n_columns)
+    values += rng.choice([0.0, 1e9], n_columns)
+    values[rng.random(values.shape) < draw(st.sampled_from([0.0, 0.3, 0.9]))] = np.nan
+    return values, np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def trials(values, offsets):
+    return [values[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+@settings(max_examples=100)
+@given(batches())
+def test_moments_are_those_of_each_trial(batch):
+    values, offsets = batch
+    got = kernels.measure_moments(values, offsets)
+    for i, rows in enumerate(trials(values, offsets)):
+        alone = kernels.measure_moments(rows, np.array([0, len(rows)]))
+        if not len(rows):
+            continue
+        wanted = normalize.measure_moments(rows)
+        largest = np.nanmax(np.abs(rows), initial=1.0)
+        for name in kernels.MOMENTS:
+            assert got[name][i].tobytes() == alone[name][0].tobytes()
+            if name in ("count", "min", "max") or values.shape[1] > 1:
+                np.testing.assert_array_equal(got[name][i], wanted[name])  # summed in one order
+            else:
+                np.testing.assert_allclose(got[name][i], wanted[name], 1e-9, largest * 1e-12)
+
+
+@settings(max_examples=60)
+@given(batches())
+def test_an_affine_is_applied_trial_by_trial(batch):
+    values, offsets = batch
+    rng = np.random.default_rng(0)
+    n = (len(offsets) - 1, values.shape[1])
+    offset, scale = rng.standard_normal(n), rng.random(n) + 0.1
+    got = kernels.apply_affine(values, offsets, offset, scale)
+    parts = trials(values, offsets)
+    wanted = [normalize.Affine(offset[i], scale[i]).apply(part) for i, part in enumerate(parts)]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, np.concatenate(wanted))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", ["forward_fill", "interpolate"])
+def test_gaps_are_filled_within_each_trial(name, limit):
+    @settings(max_examples=40)
+    @given(batches())
+    def law(batch):
+        values, offsets = batch
+        got = getattr(kernels, name)(values, offsets, limit)
+        for rows, filled in zip(trials(values, offsets), trials(got, offsets), strict=True):
+            if len(rows):
+                wanted = getattr(clean, name)(rows, ~np.isnan(rows), limit)
+                np.testing.assert_array_equal(filled, wanted)
+
+    law()
