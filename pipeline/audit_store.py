@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audit import SHOWN, Finding
-from pipeline.derive import parse_expressions, source_columns
+from pipeline.derive import Derivations
 from pipeline.fit import fit_train
 from pipeline.sections import ColumnAttribute, PerTrialTarget
 from pipeline.spec import DatasetSpec
@@ -129,8 +129,8 @@ def _fit_faults(store: Store, spec: DatasetSpec, trials: pa.Table) -> Iterator[s
 def _target_faults(spec: DatasetSpec) -> Iterator[str]:
     """Yield inputs that are computed from what the model shall predict."""
     tainted = set(_secrets(spec))
-    for name, expression in parse_expressions(spec.derive).items():
-        if name not in spec.target_columns() and tainted & source_columns({name: expression}):
+    for name, read in Derivations.of(spec.derive).inputs.items():
+        if name not in spec.target_columns() and tainted & read:
             tainted.add(name)
     for name in sorted(tainted & {channel.name for channel in spec.channels}):
         yield (

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.audit import Finding
 from pipeline.catalog import Catalog
+from pipeline.causal import describe_lookahead
 from pipeline.commit import commit_version
-from pipeline.fit import describe_lookahead
 from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
 from pipeline.workspace import Workspace

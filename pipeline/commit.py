@@ -12,11 +12,12 @@ from pipeline.catalog import Catalog
 from pipeline.draft import draft_version, trial_ids
 from pipeline.fit import find_warnings
 from pipeline.ledger import save_catalog
-from pipeline.staging import BucketResult, remove_old_staging
+from pipeline.staging import KEPT_SECONDS, BucketResult, remove_old_staging
 from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
 from shards.errors import InvalidSpecError
 from shards.version import publish_version
+from shards.writer import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,5 @@ def _remember(space: Workspace, catalog: Catalog, results: Sequence[BucketResult
     """Keep the catalog as it was read, for the next one to be compared with."""
     files = sorted((f for result in results for f in result.files), key=lambda file: file.path)
     save_catalog(space.committed, dataclasses.replace(catalog, files=tuple(files)))
+    remove_leftovers(space.store, KEPT_SECONDS)
     remove_old_staging(space.staging(catalog.n_buckets), space.ledger, space.committed)

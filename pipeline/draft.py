@@ -19,7 +19,7 @@ from pipeline.splits import assign_splits, split_names
 from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
 from shards.errors import InvalidSpecError
-from shards.manifest import TargetSchema
+from shards.manifest import EncodedInput, TargetSchema
 from shards.version import QUARANTINE_SCHEMA, VersionDraft, sort_by_id
 
 
@@ -56,6 +56,8 @@ def draft_version(
         shards=shards,
         quarantine=pa.Table.from_pylist([r.as_row() for r in refusals], schema=QUARANTINE_SCHEMA),
         fit=fit,
+        codes=tuple(EncodedInput(*pair) for pair in spec.categorical.items()),
+        statics=tuple(EncodedInput(*pair) for pair in spec.static.items()),
     )
 
 
@@ -115,10 +117,12 @@ def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> d
     dropped = {"missing_values": sums["n_dropped"], "merged": sums["n_merged"]}
     sizes = dict(zip(trials["source"].to_pylist(), trials["size_bytes"].to_pylist(), strict=True))
     sizes |= {refusal.source: refusal.size_bytes for refusal in refusals}
-    by_split = Counter(trials["split"].to_pylist())
+    sides = dict(zip(trial_ids(trials), trials["split"].to_pylist(), strict=True))
+    by_split = Counter(sides.values())
     return {
         "files": catalog.n_files,
-        "trials": len(set(trial_ids(trials))),
+        "trials": len(sides),
+        "segments": trials.num_rows,
         "quarantined": len(refusals),
         "quarantined_by_code": dict(sorted(Counter(r.code for r in refusals).items())),
         "ignored": dict(catalog.ignored),

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.causal import describe_lookahead
 from pipeline.codes import fit_codes
-from pipeline.derive import parse_expressions
 from pipeline.normalize import channel_entries, coarse_channels, merge_moments
 from pipeline.sections import PerTrialTarget
 from pipeline.spec import DatasetSpec
@@ -40,6 +40,8 @@ def fit_train(
     """
     train = trials.filter(pc.equal(trials["split"], "train"))
     entries, names = channel_entries(spec), [channel.name for channel in spec.inputs()]
+    if train.num_rows == 0:
+        _check_without_train(entries, trials.num_rows)
     rows = TrainRows(train, shards, store)
     fit: dict[str, Any] = {
         "normalize": fit_normalization(entries, spec.normalize.regimes, names, train, rows),
@@ -51,6 +53,15 @@ def fit_train(
         return fit
     target = _target_statistics(spec, merge_moments(stack_moments(train)), train, len(names))
     return fit if target is None else {**fit, "target": target}
+
+
+def _check_without_train(entries: Sequence[Entry], n_trials: int) -> None:
+    scopes = sorted({s for _, s in entries if scope_kind(s) in ("train", "group", "regime")})
+    if scopes:
+        raise InvalidSpecError(
+            f"normalize.scope is {', '.join(scopes)}, but no trial is in split 'train' "
+            f"({n_trials} trials in other splits). Mend split, or use scope: trial."
+        )
 
 
 def describe_normalization(spec: DatasetSpec) -> dict[str, Any]:
@@ -132,40 +143,3 @@ def find_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
         for channel, (_, scope), ratio in stored
         if ratio and scope_kind(scope) not in ("trial", "prefix")
     ]
-
-
-def describe_lookahead(spec: DatasetSpec) -> list[str]:
-    """Return the transforms that use later rows of a trial for earlier ones, in sentences."""
-    ahead = []
-    if spec.clean.missing == "interpolate":
-        ahead.append("clean.missing: interpolate uses the next present value")
-    ahead += _describe_scopes(spec)
-    inputs = {channel.name for channel in spec.channels}
-    ahead += [
-        f"derive.{name} sees the whole trial"
-        for name, expression in sorted(parse_expressions(spec.derive).items())
-        if name in inputs and not expression.meta.is_column()  # a column under another name
-    ]
-    return ahead
-
-
-_AHEAD = {
-    "trial": "uses statistics of the whole trial",
-    "prefix": "uses statistics of those first rows for each of them too",
-    "window": "uses statistics of the whole window for each of its steps",
-}
-
-
-def _describe_scopes(spec: DatasetSpec) -> list[str]:
-    """Return the scopes that look ahead inside a trial, in sentences."""
-    entries = channel_entries(spec)
-    members: dict[str, list[str]] = {}
-    for channel, (_, scope) in zip(spec.inputs(), entries, strict=True):
-        members.setdefault(scope, []).append(channel.name)
-    ahead = []
-    for scope, names in members.items():
-        if scope_kind(scope) in _AHEAD:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            of = "" if len(members) == 1 else f" (of {', '.join(names[:3])}{more})"
-            ahead.append(f"normalize.scope: {scope}{of} {_AHEAD[scope_kind(scope)]}")
-    return ahead

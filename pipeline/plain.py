@@ -116,9 +116,9 @@ class _Batch:
             self._check_time(wrong)
         for name, attribute in self.recipe.column_attributes.items():
             self._read_attribute(name, attribute.column, wrong)
-        for i, known in enumerate(self.known):
+        for i in np.flatnonzero(~wrong).tolist():
             try:
-                self.labels[i] = label_of(self.spec, known)
+                self.labels[i] = label_of(self.spec, self.known[i])
             except RefusedError:
                 wrong[i] = True
         return wrong

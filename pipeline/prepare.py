@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.finish import FinishedBatch, finish_batch
-from pipeline.recipe import Recipe
 from pipeline.plain import is_plain, shape_plain
+from pipeline.recipe import Recipe
 from pipeline.reshape import pivot_table, split_table
 from pipeline.shape import shape_trial
 from pipeline.shaped import ShapedBatch, ShapedTrial, join_trials
@@ -36,9 +36,10 @@ def prepare_files(root: Path, files: Sequence[SourceFile], recipe: Recipe) -> Fi
     tables, refused = read_tables_of(root, files, recipe)
     if tables and is_plain(recipe.spec):
         shaped, wrong = shape_plain(tables, recipe)
-        outcomes = [o for i in np.flatnonzero(wrong) for o in _shape(tables[i], recipe)]
-        if all(isinstance(outcome, Refusal) for outcome in outcomes):
-            return _finish(shaped, recipe, [*refused, *outcomes])
+        faults = [o for i in np.flatnonzero(wrong) for o in _shape(tables[i], recipe)]
+        reasons = [fault for fault in faults if isinstance(fault, Refusal)]
+        if len(reasons) == len(faults):
+            return _finish(shaped, recipe, [*refused, *reasons])
     outcomes = [outcome for table in tables for outcome in _shape(table, recipe)]
     trials = [outcome for outcome in outcomes if isinstance(outcome, ShapedTrial)]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]

@@ -8,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.derive import Derivations, check_causal
+from pipeline.causal import check_causal
+from pipeline.derive import Derivations, check_calendar
 from pipeline.normalize import check_normalization
 from pipeline.sections import ColumnAttribute, PerTrialTarget
 from pipeline.sources.columnar import ColumnarLayout
 from pipeline.sources.delimited import DelimitedLayout
 from pipeline.spec import DatasetSpec
 from pipeline.tables import JoinedTables, read_tables
+from pipeline.timeline import check_format
 from shards.errors import InvalidSpecError
 
 
@@ -95,11 +97,6 @@ class Recipe:
         if self.spec.source.holds_many:
             found["tables"] = self.tables.digest
         return found
-
-    @cached_property
-    def time_column(self) -> str | None:
-        """The time column, if the data set has one."""
-        return None if self.spec.source.time is None else self.spec.source.time.column
 
     @cached_property
     def time_is_text(self) -> bool:
@@ -188,8 +185,12 @@ class Recipe:
                 )
         self._check_columns()
         check_normalization(self.spec)
+        time = self.spec.source.time
+        check_calendar(self.derivations, is_date=time is not None and time.is_date)
+        if time is not None:
+            check_format(time)
         if self.spec.causal:
-            check_causal(self.derivations, self.channels, time=self.time_column, text=self._text)
+            check_causal(self.spec)
         return self
 
     def _wanted_attributes(self) -> dict[str, str]:

@@ -41,11 +41,11 @@ def shape_trial(table: Table, recipe: Recipe) -> ShapedTrial:
     if spec.clean.outliers is not None:
         raw, n_outliers = clip_outliers(raw, recipe.channels, spec.clean.outliers)
     if recipe.since:
-        raw = _add_since(raw, recipe, arranged, spec)
+        raw = _add_since(raw, recipe, arranged)
     cleaned = clean_segments(raw, arranged.starts, spec.clean)
     targets = columns(spec.target_columns())[cleaned.keep]
     check_range(targets, spec.target_columns())
-    codes, categories = np.empty((len(cleaned.values), 0), np.uint16), []
+    codes, categories = np.empty((len(cleaned.values), 0), np.uint16), list[list[str]]()
     if spec.categorical:
         kept = arranged.text_rows[cleaned.keep]
         codes, categories = encode_columns(table.text.select(list(spec.categorical)), kept)
@@ -121,7 +121,7 @@ def _columns(
     return stack
 
 
-def _add_since(raw: Float64, recipe: Recipe, arranged: Arranged, spec: DatasetSpec) -> Float64:
+def _add_since(raw: Float64, recipe: Recipe, arranged: Arranged) -> Float64:
     chosen = [recipe.channels.index(name) for name in recipe.since]
     time = arranged.time if len(arranged.time) else None
     observed = ~np.isnan(raw[:, chosen])

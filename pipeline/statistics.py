@@ -26,7 +26,6 @@ from pipeline.sections import RegimeSpec
 from pipeline.trainrows import TrainRows
 from pipeline.trials import Bool, Float32, Float64, Int64
 from shards.affine import Entry, channels_of, describe_entries, group_attribute, scope_kind
-from shards.errors import InvalidSpecError
 from shards.regimes import nearest_centre
 
 Moments = Mapping[str, Float64]
@@ -55,22 +54,16 @@ def fit_normalization(
         entries: Method and scope of each channel.
         regimes: How regimes are found, where a channel has that scope.
         names: Of the channels.
-        train: The train trials, id-sorted.
+        train: The train trials, id-sorted; some, if any channel needs statistics of train.
         rows: Their stored rows.
 
     Raises:
-        InvalidSpecError: If statistics of train are asked for and no trial is in train, or there
-            are fewer different rows than regimes.
+        InvalidSpecError: If there are fewer different rows than regimes.
     """
     fit = describe_entries(entries)
     kinds = {scope_kind(scope) for _, scope in entries} & {"train", "group", "regime"}
     if not kinds:
         return fit
-    if train.num_rows == 0:
-        raise InvalidSpecError(
-            f"normalize.scope is {', '.join(sorted(kinds))}, but no trial is in split 'train'. "
-            "Mend split, or use scope: trial."
-        )
     moments = stack_moments(train)
     merged = merge_moments(moments)
     places = np.concatenate([channels_of(entries, kind) for kind in sorted(kinds)])

@@ -69,7 +69,8 @@ class Workspace:
         if auto_buckets is not None and spec.shards.buckets == "auto":
             shards = spec.shards.model_copy(update={"buckets": auto_buckets})
             spec = spec.model_copy(update={"shards": shards})
-        return cls(Path(spec_path).parent, Recipe(spec, Path(spec_path).parent).check(), Path(store))
+        root = Path(spec_path).parent
+        return cls(root, Recipe(spec, root).check(), Path(store))
 
     @property
     def spec(self) -> DatasetSpec:

@@ -107,7 +107,11 @@ def _check_index(store: Store) -> list[Problem]:
 
     ids = index.ids.cast(pa.large_binary()).to_pylist()
     claim(all(a < b for a, b in itertools.pairwise(ids)), "ids are not sorted and unique")
-    claim(len(ids) == manifest.counts.get("trials"), "the number of trials is not the manifest's")
+    counts = manifest.counts
+    claim(
+        len(ids) == counts.get("segments", counts.get("trials")),
+        "the number of trial segments is not the manifest's",
+    )
     claim(
         bool(((index.shard >= 0) & (index.shard < len(manifest.shards))).all()),
         "a shard number is out of range",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,30 @@ VERSION_NAME = re.compile(r"v[0-9]{4,}")
 def temporary_name(folder: Path) -> Path:
     """Return a fresh name in `folder` that every reader ignores."""
     return folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder in `folder` that every reader ignores; whatever is left of it goes at the end.
+
+    Who is killed leaves it behind; `remove_leftovers` takes that away.
+    """
+    temporary = temporary_name(folder)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        if temporary.exists():  # renamed, if all went well
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(store: Path, older_than_seconds: float) -> None:
+    """Remove temporary folders that nobody has touched for so long: their writers were killed."""
+    for folder in (store / "shards", store / "versions"):
+        for path in folder.glob(".tmp-*"):
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+                if time.time() - path.stat().st_mtime > older_than_seconds:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -99,17 +125,17 @@ def write_shard(store: Path, arrays: Mapping[str, Rows], n_trials: int) -> Shard
     if final.is_dir():
         return entry
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(final.parent)
-    for name, parts in pieces.items():
-        chunk = temporary / name / "c" / "0" / "0"
-        chunk.parent.mkdir(parents=True)
-        write_synced(chunk, *(part.data.cast("B") for part in parts), chunk_tail(specs[name]))
-        write_synced(temporary / name / "zarr.json", array_metadata(specs[name]))
-        for folder in (chunk.parent, chunk.parent.parent, temporary / name):
-            sync_folder(folder)
-    write_synced(temporary / "zarr.json", group_metadata())
-    sync_folder(temporary)
-    claim_folder(temporary, final)
+    with temporary_folder(final.parent) as temporary:
+        for name, parts in pieces.items():
+            chunk = temporary / name / "c" / "0" / "0"
+            chunk.parent.mkdir(parents=True)
+            write_synced(chunk, *(part.data.cast("B") for part in parts), chunk_tail(specs[name]))
+            write_synced(temporary / name / "zarr.json", array_metadata(specs[name]))
+            for folder in (chunk.parent, chunk.parent.parent, temporary / name):
+                sync_folder(folder)
+        write_synced(temporary / "zarr.json", group_metadata())
+        sync_folder(temporary)
+        claim_folder(temporary, final)
     return entry
 
 
@@ -158,14 +184,13 @@ def commit_version(
     if newest != after:
         raise _conflict(store, newest, after)
     version = f"v{max(taken, default=0) + 1:04d}"
-    temporary = temporary_name(folder)
-    temporary.mkdir()
-    for name, content in files.items():
-        write_synced(temporary / name, content)
-    write_synced(temporary / "dataset.json", manifest.to_bytes())
-    sync_folder(temporary)
-    if not claim_folder(temporary, folder / version):
-        raise _conflict(store, version, after)
+    with temporary_folder(folder) as temporary:
+        for name, content in files.items():
+            write_synced(temporary / name, content)
+        write_synced(temporary / "dataset.json", manifest.to_bytes())
+        sync_folder(temporary)
+        if not claim_folder(temporary, folder / version):
+            raise _conflict(store, version, after)
     replace_file(store / "latest.json", f'{{"version": "{version}"}}\n'.encode())
     return version
 

@@ -37,6 +37,7 @@ def make_store(
     weights: Sequence[float] | None = None,
     missing: bool = False,
     scale: tuple[float, float] | None = None,
+    normalize: dict[str, Any] | None = None,
     after: str | None = None,
 ) -> Store:
     """Write a store whose trial i (id `t000i`) holds `coded_values(i, ...)`.
@@ -53,6 +54,7 @@ def make_store(
         weights: Weight of each trial.
         missing: Make every 7th value NaN and store `observed`.
         scale: (offset, scale) of every channel with scope train, else scope none.
+        normalize: That part of `fit.json`, where it says anything else.
         after: Version that this one follows.
     """
     splits = list(splits or ["train"] * len(lengths))
@@ -93,6 +95,8 @@ def make_store(
             "method": "zscore", "scope": "train",
             "offset": [scale[0]] * n_channels, "scale": [scale[1]] * n_channels,
         }  # fmt: skip
+    fit["normalize"] = normalize or fit["normalize"]
+    said = {key: fit["normalize"].get(key) for key in ("method", "scope", "channels")}
     names = list(dict.fromkeys(["train", *splits]))
     draft = VersionDraft(
         name="coded",
@@ -102,8 +106,7 @@ def make_store(
         splits=tuple(names),
         observed=missing,
         normalization={
-            "method": fit["normalize"]["method"],
-            "scope": fit["normalize"]["scope"],
+            **{key: part for key, part in said.items() if part is not None},
             "lookahead": [],
         },
         counts={"files": len(lengths), "trials": len(lengths), "rows": int(sum(lengths))},

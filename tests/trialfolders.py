@@ -124,9 +124,11 @@ def check_conservation(store: Store) -> None:
     assert counts["files"] == (
         counts["trials"] + counts["quarantined"] + sum(counts["ignored"].values())
     )
-    assert counts["trials"] == len(store.index) == cold.num_rows
+    assert counts["segments"] == len(store.index) == cold.num_rows
     assert counts["quarantined"] == len(quarantine)
-    assert counts["rows_in"] == counts["rows"] + sum(counts["rows_dropped"].values())
+    assert counts["rows_in"] == (
+        counts["rows"] + sum(counts["rows_dropped"].values()) - counts["rows_inserted"]
+    )
     assert counts["rows_in"] == sum(cold["n_rows_in"].to_pylist())
     assert counts["rows"] == int(store.index.n_rows.sum())
     sources = [*cold["source"].to_pylist(), *quarantine]

@@ -56,8 +56,12 @@ def build(spec: Path, store: Path, workers: int | None) -> None:
     from trialshards.progress import build_progress
     from trialshards.report import print_build
 
-    with build_progress() as on_progress:
-        report = build_store(spec, store, on_progress=on_progress, n_workers=workers)
+    try:
+        with build_progress() as on_progress:
+            report = build_store(spec, store, on_progress=on_progress, n_workers=workers)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; nothing is half-written. Run it again to go on.", err=True)
+        raise SystemExit(130) from None
     print_build(report)
 
 

@@ -42,7 +42,8 @@ def derive_columns(
     # NaN would satisfy `x > 0` and poison avg(x); SQL's word for a missing value is NULL. An
     # attribute that is named like the text column it came from takes its place as a number.
     constants = [literal(text).alias(name) for name, text in attributes.items() if name in read]
-    frame = frame.with_columns(cs.float().fill_nan(None), *constants)
+    if derivations.parsed or derivations.hooks or constants:
+        frame = frame.with_columns(cs.float().fill_nan(None), *constants)
     for level in derivations.levels:
         frame = _derive_level(frame, level, derivations, attributes, clock or Clock())
     for name in derivations:
@@ -70,6 +71,8 @@ def _derive_level(
         else:
             values = _feature(frame, name, given, clock)
         new.append(pl.Series(name, values, nan_to_null=True))
+    if not any(isinstance(one, pl.Expr) or one.name in frame.columns for one in new):
+        return frame.hstack([one for one in new if isinstance(one, pl.Series)])  # much cheaper
     try:
         return frame.with_columns(new)
     except FAILURES as error:
@@ -114,7 +117,9 @@ def _feature(frame: pl.DataFrame, name: str, given: Derivation, clock: Clock) ->
         case SinceObserved(since_observed=column):
             assert clock.since_observed is not None
             _check_there(frame, name, column)
-            observed = frame[column].is_not_null().to_numpy()
+            seen = frame[column]
+            number = seen.dtype == pl.Float64
+            observed = ~np.isnan(seen.to_numpy()) if number else seen.is_not_null().to_numpy()
             return clock.since_observed(observed[:, None], clock.time, clock.starts)[:, 0]
         case Lag(lag=column, rows=rows):
             return lag(_numbers(frame, name, column), rows, clock.starts)

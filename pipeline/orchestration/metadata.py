@@ -13,8 +13,8 @@ import pyarrow.csv
 
 from pipeline.audit import Finding
 from pipeline.catalog import Catalog
+from pipeline.causal import describe_lookahead
 from pipeline.commit import Commit
-from pipeline.fit import describe_lookahead
 from pipeline.ledger import Changes
 from pipeline.orchestration.inline import picture
 from pipeline.orchestration.room import Room

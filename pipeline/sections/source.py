@@ -87,7 +87,7 @@ class TimeSpec(Model):
             raise ValueError("zone: goes with dates ('format: iso' or a pattern).")
         spans = {
             "max_gap": self.max_gap,
-            "resample.every": self.resample and self.resample.every,
+            "resample.every": self.resample.every if self.resample else None,
         }
         for name, span in spans.items():
             if span is not None and span.timed != self.in_seconds:

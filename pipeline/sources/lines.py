@@ -100,7 +100,7 @@ def tidy_lines(
     """
     tidy = trim_blanks(body, layout.delimiter)
     if b'"' in tidy:
-        plain = _drop_idle_quotes(tidy, layout.mark.encode(), columns)
+        plain = _drop_idle_quotes(tidy, layout, columns)
         if plain is None:
             return Lines(xxh3, columns, body, 0, first_line, quoted=True)
         tidy = trim_blanks(plain, layout.delimiter)
@@ -201,18 +201,24 @@ def _split_header(header: bytes, line: int, layout: DelimitedLayout) -> list[str
     except csv.Error as error:
         message = f"the header {quote(text)} has stray quotes ({error}); repair it"
         raise RefusedError("parse_error", message, line=line) from error
-    return [name.strip(' \t"') for name in names]
+    names = [name.strip(" \t") for name in names]
+    if any('"' in name for name in names):
+        message = f"the header {quote(text)} has stray quotes; repair it"
+        raise RefusedError("parse_error", message, line=line)
+    return names
 
 
-def _drop_idle_quotes(body: bytes, mark: bytes, columns: Columns) -> bytes | None:
+def _drop_idle_quotes(body: bytes, layout: DelimitedLayout, columns: Columns) -> bytes | None:
     """Return the lines without quotes, or None where a quote changes what a line means."""
-    pieces = body.split(b'"')
+    mark, pieces = layout.mark.encode(), body.split(b'"')
     inside, outside = pieces[1::2], pieces[::2]
     # An open quote is among these: its piece reaches to the last newline.
     if any(mark in piece or b"\n" in piece for piece in inside):
         return None
     # In a file of one column, an empty quoted field would turn into a blank line.
-    if columns.n_fields == 1 and not all(piece.strip(b" \t") for piece in inside):
+    # Among runs of blanks it would vanish.
+    blanks = layout.delimiter is None
+    if (blanks or columns.n_fields == 1) and not all(piece.strip(b" \t") for piece in inside):
         return None
     edges = (mark, b"\n")
     opened = all(piece.endswith(edges) for piece in outside[1:-1])

@@ -68,9 +68,9 @@ def test_japanese_vowels(tmp_path: Path):
     report, store = built("japanese_vowels/dataset.yaml", folder)
     blocks: dict[str, list[list[str]]] = {}
     for part in ("train", "test"):
-        parts = (folder / "raw/japanese_vowels" / f"ae.{part}").read_text().split("1.0 " * 11)
-        blocks[part] = [re.sub(r"^1\.0\s*", "", p).strip().splitlines() for p in parts]
-        blocks[part] = [rows for rows in blocks[part] if rows]
+        text = (folder / "raw/japanese_vowels" / f"ae.{part}").read_text()
+        parts = re.split(r"(?m)^1\.0(?: 1\.0){11} *$", text)
+        blocks[part] = [part.split("\n") for part in (p.strip() for p in parts) if part]
     assert (len(blocks["train"]), len(blocks["test"])) == (270, 370)
     n_rows = sum(len(rows) for part in blocks.values() for rows in part)
     assert (report.counts["trials"], report.counts["rows"]) == (640, n_rows)

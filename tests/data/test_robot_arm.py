@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,9 @@ SYMPTOMS = {
     "infinite": lambda data: has_one_text(data) and data.count(b",inf,") == 1,
     "empty": lambda data: data == b"",
     "no_rows": lambda data: data.decode() == ",".join(gen.COLUMNS) + "\n",
-    "compressed": lambda data: gzip.decompress(data).startswith(b"t,q1,"),
+    "compressed_damaged": lambda data: (
+        zlib.decompressobj(wbits=31).decompress(data).startswith(b"t,q1,")
+    ),
     "missing_column": lambda data: set(field_counts(data)) == {12} and b"tau2" not in data,
     "encoding": lambda data: data[:2] == b"\xff\xfe" and data.decode("utf-16").startswith("t,q1,"),
     "too_many_missing": is_half_empty,

@@ -60,7 +60,8 @@ def test_heads_give_attributes(tmp_path):
 
 
 def test_a_bad_block_costs_no_other_and_keeps_its_number(tmp_path):
-    text = "1,2,a\n---\n1,oops,a\n---\n---\n1,2\n---\n\n1,2,a\n\n3,4,b\n---\n7,8,a\n9,inf,b\n---\n5,6,a\n"
+    bodies = "1,2,a", "1,oops,a", None, "1,2", "\n1,2,a\n\n3,4,b", "7,8,a\n9,inf,b", "5,6,a"
+    text = "---\n".join("" if body is None else f"{body}\n" for body in bodies)
     tables, refusals = read(tmp_path, text, ENDED)
     assert [t.trial_id for t in tables] == ["a/0001", "a/0007"]
     assert [t.number for t in tables] == [1, 7]

@@ -477,7 +477,7 @@ def test_a_torn_group_publishes_nothing(root: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         draft_module,
         "assign_splits",
-        lambda ids, *_: [("train", "test")[n % 2] for n in range(len(ids))],
+        lambda ids, *_, **__: [("train", "test")[n % 2] for n in range(len(ids))],
     )
     outcome = commit(space)
     assert (outcome.version, failed(outcome)) == (None, {"splits_disjoint"})

@@ -274,6 +274,15 @@ def test_features_of_the_time_are_those_of_the_clock():
     assert frame["d"].to_list() == [1, 61, 3]
 
 
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_nan_is_no_observation(missing: float | None):
+    frame = pl.DataFrame({"x": [1.0, missing, missing]})
+    clock = Clock(since_observed=since_observed)
+    assert features(frame, {"s": {"since_observed": "x"}}, clock)["s"].to_list() == [0, 1, 2]
+    words = pl.DataFrame({"x": ["a", None, "b"]})
+    assert features(words, {"s": {"since_observed": "x"}}, clock)["s"].to_list() == [0, 1, 0]
+
+
 def test_a_calendar_without_dates_is_refused():
     with pytest.raises(InvalidSpecError, match=r"derive\.h\.calendar: needs dates"):
         check_calendar(derivations_of({"h": {"calendar": "hour"}}), is_date=False)

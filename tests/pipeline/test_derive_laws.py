@@ -185,9 +185,10 @@ def test_every_row_function_is_one():
     calls = re.findall(r"(\w+)(\(.*?\))(?=\s(?:[A-Z]+[A-Z0-9_]*\(|$))", CALLS.replace("\n", " "))
     assert {name for name, _ in calls} == ROW_FUNCTIONS
     for name, arguments in calls:
-        sql = f"CASE WHEN {name}{arguments} = LAG({name}{arguments}) OVER (ORDER BY t) THEN 1 ELSE 0 END"
+        call = f"{name}{arguments}"
+        sql = f"CASE WHEN {call} = LAG({call}) OVER (ORDER BY t) THEN 1 ELSE 0 END"
         assert sql_reach(sql, "t", TEXT) == "past", sql
-        assert not probe(f"CAST({name}{arguments} AS VARCHAR) = 'a'", "t", TEXT, window=False), name
+        assert not probe(f"CAST({call} AS VARCHAR) = 'a'", "t", TEXT, window=False), name
 
 
 def test_windows_are_causal_only_by_the_column_of_time():

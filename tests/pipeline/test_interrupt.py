@@ -111,12 +111,10 @@ def temporary_names(store: Path) -> list[Path]:
     return [path for path in store.rglob(".tmp-*") if "staging" not in path.parts]
 
 
-@pytest.mark.xfail(reason="defect: temporary folders of an interrupted build stay", strict=True)
 def test_an_interrupted_build_takes_its_temporary_folders_away(interrupted: list[Interrupted]):
     assert [temporary_names(stopped.store) for stopped in interrupted] == [[]] * len(MOMENTS)
 
 
-@pytest.mark.xfail(reason="defect: exits 1 and says 'Aborted!' after a blank line", strict=True)
 @pytest.mark.parametrize("moment", range(len(MOMENTS)))
 def test_an_interrupted_build_exits_130_with_one_line(moment: int, interrupted: list[Interrupted]):
     stopped = interrupted[moment]

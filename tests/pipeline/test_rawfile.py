@@ -1,4 +1,4 @@
-"""A file's bytes: unpacked whole or refused, and text of any encoding or a refusal with its line."""
+"""A file's bytes: unpacked whole or refused; text of any encoding, or a refusal with its line."""
 
 import codecs
 import gzip
@@ -66,19 +66,22 @@ def test_bytes_after_the_end_are_refused(kind, garbage):
 
 
 def test_every_flipped_bit_of_gzip_is_noticed_or_says_the_same():
-    raw = gzip.compress(TEXT, mtime=0)
+    raw, codes = gzip.compress(TEXT, mtime=0), set()
     for at in range(len(raw)):
         damaged = raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :]
         try:
-            assert decompress(damaged) in (TEXT, damaged)  # header fields; no gzip any more
+            found = decompress(damaged)
         except RefusedError as refused:
-            assert refused.code == "compressed_damaged"
+            codes.add(refused.code)
+        else:  # fields of the header; or no gzip any more
+            assert found in (TEXT, damaged)
+    assert codes == {"compressed_damaged"}
 
 
 @pytest.mark.parametrize("kind", PACKERS)
 def test_a_bomb_is_refused_before_memory_is_gone(kind, monkeypatch):
     monkeypatch.setattr(module, "LIMIT_BYTES", 2**20)
-    bomb = PACKERS[kind](bytes(2**26))
+    bomb = PACKERS[kind](bytes(2**27))
     kept = []
     real = module._gunzip if kind == "gzip" else module._unzstd
 
@@ -89,7 +92,7 @@ def test_a_bomb_is_refused_before_memory_is_gone(kind, monkeypatch):
 
     monkeypatch.setattr(module, real.__name__, watched)
     assert code_of(decompress, bomb).code == "too_large"
-    assert sum(kept) < 2**26
+    assert sum(kept) < 2**27
     assert decompress(PACKERS[kind](bytes(2**20))) == bytes(2**20)
 
 
