@@ -101,7 +101,7 @@ def _per_channel(column: pa.ChunkedArray, n_channels: int) -> Float64:
 def _overflowing(table: AffineTable, low: Float64, high: Float64) -> Bool:
     """Return, per channel, whether any range [low, high] is infinite by its row of the table."""
     reach = np.fmax(np.abs(low - table.offset), np.abs(high - table.offset))
-    beyond = (reach >= _LARGEST) | (reach / table.scale >= _LARGEST)
+    beyond = (reach >= _LARGEST) | (reach / table.scale >= _LARGEST) | np.isinf(table.scale)
     return np.asarray(beyond.any(axis=0))
 
 

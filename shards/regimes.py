@@ -32,9 +32,9 @@ class AffineTable:
     @classmethod
     def of(cls, offset: Float64, scale: Float64) -> AffineTable:
         """Round a table that was fitted in float64."""
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             inverse = (1.0 / scale).astype(np.float32)
-        return cls(offset.astype(np.float32), inverse, scale.astype(np.float32))
+            return cls(offset.astype(np.float32), inverse, scale.astype(np.float32))
 
     def take(self, rows: Int64) -> AffineTable:
         """Return some rows."""

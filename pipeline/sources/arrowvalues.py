@@ -172,7 +172,7 @@ def _from_decimals(chunk: pa.Array, place: _Place) -> Float64:
     values = _from_strings(chunk.cast(pa.large_string()), place)
     values[_equals_any(values, place.nulls)] = math.nan
     if chunk.type.scale <= 0:
-        for at in np.flatnonzero(np.abs(values) > _EXACT).tolist():
+        for at in np.flatnonzero(np.abs(values) >= _EXACT).tolist():
             if int(values[at]) != chunk[at].as_py():
                 raise _inexact(str(chunk[at]), place.row + at, place.name)
     return values
@@ -196,9 +196,13 @@ def _from_times(chunk: pa.Array) -> Float64:
     whole = chunk.cast(pa.int32()).cast(pa.int64()) if types.is_time32(kind) else None
     ticks = (chunk.cast(pa.int64()) if whole is None else whole).fill_null(0)
     per_second = _PER_SECOND["ms" if types.is_date64(kind) else kind.unit]
-    # Whole seconds first: nanoseconds since 1970 have more digits than float64.
-    seconds, rest = np.divmod(ticks.to_numpy(zero_copy_only=False), per_second)
-    values: Float64 = seconds + rest / per_second
+    whole_ticks = ticks.to_numpy(zero_copy_only=False)
+    # Nanoseconds since 1970 have more digits than float64: there, whole seconds go first.
+    rest = np.fmod(whole_ticks, per_second)
+    parted = (whole_ticks - rest) // per_second + rest / per_second
+    values: Float64 = np.where(
+        (whole_ticks < _EXACT) & (whole_ticks > -_EXACT), whole_ticks / per_second, parted
+    )
     values[_absent(chunk)] = math.nan
     return values
 

@@ -10,6 +10,7 @@ numba is imported once so much was read that it pays, not before.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import threading
@@ -18,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.trials import Float64
+from pipeline.sources.layout import Columns
+from pipeline.trials import Bool, Float64, Int64
 
 LOAD_BYTES = 128 * 2**20
 """Loading the compiled code takes 0.7 s, and 3 s where it is not on disk yet; it saves polars
@@ -32,10 +34,24 @@ _IN_NUMBERS = "0123456789+-.eEnNaA"
 class _Kernel(NamedTuple):
     """Compiled code, the 128-bit powers of five it needs, and the code of a field too long."""
 
-    parse_lines: Callable[..., int]
+    parse_files: Callable[..., int]
+    count_lines: Callable[..., None]
     powers: bytes
-    done: int
     long: int
+
+
+class ParsedFiles(NamedTuple):
+    """Numbers of many files below each other.
+
+    Attributes:
+        numbers: `[lines, columns]` float64, C-contiguous, the positive quiet NaN where missing.
+        edges: `[files + 1]`, the rows where files begin.
+        failed: `[files]`, where somebody else must look; rows of these files are undefined.
+    """
+
+    numbers: Float64
+    edges: Int64
+    failed: Bool
 
 
 def parse_numbers(
@@ -58,21 +74,72 @@ def parse_numbers(
     """
     if mark in _IN_NUMBERS or not body.endswith(b"\n"):
         return None
-    out = np.empty((body.count(b"\n"), len(positions)))
-    columns = np.full(n_fields, -1, np.int64)
-    columns[list(positions)] = np.arange(len(positions))
-    spellings = _encoded(tuple(nulls), mark)
+    edges = np.array([0, body.count(b"\n")])
+    parsed = _parse(
+        [body], _addresses([body]), edges, Columns(n_fields, tuple(positions)), mark, nulls
+    )
+    return None if parsed.failed.any() else parsed.numbers
+
+
+def parse_raw_files(
+    raws: Sequence[bytes], top: int, columns: Columns, mark: str, nulls: Sequence[str]
+) -> ParsedFiles | None:
+    """Parse the wanted fields of files as they are, or return None for a mark in numbers.
+
+    A file has failed unless all its bytes are plain: ASCII without quotes, carriage returns and
+    NUL, every line ended and with as many fields as wanted, numbers without blanks around them.
+
+    Args:
+        raws: What the files hold.
+        top: Bytes above the lines in each of them.
+        columns: Two fields at least: a blank line of one field is a missing value or the end.
+        mark: The one byte between fields.
+        nulls: Spellings of a missing value. An empty field and NaN in any case always are.
+    """
+    if mark in _IN_NUMBERS or columns.n_fields < 2:
+        return None
+    begins = _addresses(raws) + top
+    ends = begins + np.fromiter(map(len, raws), np.int64, len(raws)) - top
+    n_lines = np.empty(len(raws), np.int64)
+    load_kernel().count_lines(begins, ends, n_lines)
+    edges = np.concatenate([[0], np.cumsum(n_lines)]).astype(np.int64)
+    return _parse(raws, begins, edges, columns, mark, nulls)
+
+
+def _parse(
+    raws: Sequence[bytes],
+    begins: Int64,
+    edges: Int64,
+    columns: Columns,
+    mark: str,
+    nulls: Sequence[str],
+) -> ParsedFiles:
+    """Parse files from given addresses on, each of which has the rows that `edges` tells."""
+    n_wanted = len(columns.positions)
+    out, failed = np.empty((int(edges[-1]), n_wanted)), edges[1:] == edges[:-1]
+    places = np.full(columns.n_fields, -1, np.int64)
+    places[list(columns.positions)] = np.arange(n_wanted)
     kernel = load_kernel()
-    begin, *tables = (_address(data) for data in (body, *spellings, kernel.powers))
-    state = np.array([begin, 0, 0, 0])
-    while (code := kernel.parse_lines(ord(mark), *tables, columns, state, out)) == kernel.long:
-        start, end, row, field = state.tolist()
-        value = float(body[start - begin : end - begin])
-        if math.isinf(value):
-            return None
-        out[row, columns[field]] = value
-        state[:] = end + 1, 0, row + (field + 1) // n_fields, (field + 1) % n_fields
-    return out if code == kernel.done else None
+    kept = (*_encoded(tuple(nulls), mark), kernel.powers)
+    tables = _addresses(kept).tolist()
+    state = np.array([begins[0], 0, 0, 0, 0])
+    starts = None
+    while (
+        kernel.parse_files(ord(mark), *tables, places, begins, edges, failed, state, out)
+        == kernel.long
+    ):
+        start, end, row, field, i = state.tolist()
+        starts = _addresses(raws).tolist() if starts is None else starts
+        value = float(raws[i][start - starts[i] : end - starts[i]])
+        failed[i] |= math.isinf(value)
+        out[row, places[field]] = value
+        state[:] = end + 1, 0, row + (field + 1) // len(places), (field + 1) % len(places), i
+    return ParsedFiles(out, edges, failed)
+
+
+def _addresses(parts: Sequence[bytes]) -> Int64:
+    """Return where bytes lie, which the caller has to keep."""
+    return np.frombuffer((ctypes.c_char_p * len(parts))(*parts), np.int64)
 
 
 def is_worth_loading(n_bytes: int) -> bool:
@@ -84,10 +151,6 @@ def is_worth_loading(n_bytes: int) -> bool:
     """
     _BYTES_SEEN[0] += n_bytes  # a sum that threads get slightly wrong does no harm
     return _BYTES_SEEN[0] > LOAD_BYTES
-
-
-def _address(data: bytes) -> int:
-    return int(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
 
 
 def load_kernel() -> _Kernel:
@@ -105,7 +168,7 @@ def _load_kernel() -> _Kernel:
     from pipeline.sources import kernel  # half a second, which other commands need not pay
 
     powers = _powers_of_five(kernel.LOWEST, kernel.HIGHEST)
-    return _Kernel(kernel.compile_kernel(), powers, kernel.DONE, kernel.LONG)
+    return _Kernel(*kernel.compile_kernel(), powers, kernel.LONG)
 
 
 def _powers_of_five(lowest: int, highest: int) -> bytes:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from pipeline.trials import Float64
 
 F = TypeVar("F", bound=Callable[..., Any])
-Integers = npt.NDArray[np.int64]
+Integers, Flags = npt.NDArray[np.int64], npt.NDArray[np.bool_]
 
 DONE, UNSURE, LONG = 0, 1, 2
-"""All is parsed; a field is no plain number; a field has digits that only `float()` can round."""
+"""Parsed; a field is no plain number; a field has digits that only `float()` can round."""
 LOWEST, HIGHEST = -342, 308
 """Powers of ten beyond which 19 digits are 0 or infinite."""
 
@@ -31,25 +31,33 @@ _ir: Any = import_module("llvmlite.ir")
 _instruction: Callable[[Callable[..., Any]], Callable[..., Any]] = _numba.extending.intrinsic
 _OPTIONS = {"nogil": True, "error_model": "numpy"}  # no check of divisors: none here is 0
 
-_NEWLINE, _PLUS, _MINUS, _DOT, _ZERO = 10, 43, 45, 46, 48
+_NEWLINE, _RETURN, _QUOTE, _PLUS, _MINUS, _DOT, _ZERO = 10, 13, 34, 43, 45, 46, 48
 _TO_LOWER, _A, _E, _N = 32, 97, 101, 110
 _MOST_DIGITS = 19
 _EXPONENT_LIMIT = 1 << 40
 _EXACT_LIMIT = np.uint64(1 << 53)
 _TENS = np.array([10.0**i for i in range(23)])
 _0, _1, _3, _10 = (np.uint64(i) for i in (0, 1, 3, 10))
+_HIGH_BITS, _LOW_BITS, _NEWLINES, _RETURNS, _QUOTES = (
+    np.uint64(byte * 0x0101010101010101) for byte in (0x80, 0x7F, _NEWLINE, _RETURN, _QUOTE)
+)
 _SPARE_BITS = np.uint64(0x1FF)
 _TOP, _EXPONENT_AT, _INFINITE, _BIAS = np.uint64(63), np.uint64(52), np.uint64(2047 << 52), 1023
 
 
-def compile_kernel() -> Callable[..., int]:
-    """Return `_parse_lines`, compiled; from disk if it was compiled before."""
+def compile_kernel() -> tuple[Callable[..., int], Callable[..., None]]:
+    """Return `_parse_files` and `_count_lines`, compiled; from disk if they were before."""
     kinds = _numba.types
-    arguments = (*[kinds.int64] * 4, kinds.int64[::1], kinds.int64[::1], kinds.float64[:, ::1])
+    numbers, flags = kinds.int64[::1], kinds.boolean[::1]
+    parsed = (*[kinds.int64] * 4, *[numbers] * 3, flags, numbers, kinds.float64[:, ::1])
+    return _compile(_parse_files, parsed), _compile(_count_lines, (numbers,) * 3)
+
+
+def _compile(function: F, arguments: tuple[Any, ...]) -> F:
     try:
-        compiled: Callable[..., int] = _numba.njit(arguments, cache=True, **_OPTIONS)(_parse_lines)
+        compiled: F = _numba.njit(arguments, cache=True, **_OPTIONS)(function)
     except (RuntimeError, OSError):  # no folder for the cache, or no room in it
-        compiled = _numba.njit(arguments, **_OPTIONS)(_parse_lines)
+        compiled = _numba.njit(arguments, **_OPTIONS)(function)
     return compiled
 
 
@@ -94,32 +102,75 @@ def _high_product(_: Any, a: Any, b: Any) -> Any:
     return _numba.types.uint64(a, b), generate
 
 
-def _parse_lines(
-    mark: int, number_nulls: int, other_nulls: int, powers: int,
-    columns: Integers, state: Integers, out: Float64,
-) -> int:  # fmt: skip
-    """Fill `out` from where `state` says: address, unused, row, field.
+@_instruction
+def _count_bits(_: Any, word: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return builder.ctpop(values[0])
 
-    At a field that is too long, `state` becomes: its start, its end, row, field.
+    return _numba.types.uint64(word), generate
+
+
+def _count_lines(begins: Integers, ends: Integers, n_lines: Integers) -> None:
+    """Count the lines of each text; 0 where the last one has no end or a byte is out of place.
+
+    Out of place are quotes, carriage returns, NUL, and whatever is not ASCII.
     """
-    at, row, field = state[0], state[2], state[3]
-    last = len(columns) - 1
-    while row < len(out):
-        while field <= last:
-            column, code, end = columns[field], DONE, at
-            if column < 0:
-                while not _is_end(end, mark):
-                    end += 1
-            else:
-                value, end, code = _parse_field(at, mark, number_nulls, other_nulls, powers)
-                out[row, column] = value
-            if code == UNSURE or _byte(end) != (mark if field < last else _NEWLINE):
-                return UNSURE
-            if code == LONG:
-                state[0], state[1], state[2], state[3] = at, end, row, field
-                return LONG
-            at, field = end + 1, field + 1
-        row, field = row + 1, 0
+    for i in range(len(begins)):
+        at, end, found, odd = begins[i], ends[i], _0, _0
+        while at + 8 <= end:
+            word = _word(at)
+            found += _count_bits(_matches(word, _NEWLINES))
+            odd |= word & _HIGH_BITS | _matches(word, _QUOTES)
+            odd |= _matches(word, _RETURNS) | _matches(word, _0)
+            at += 8
+        while at < end:
+            byte = _byte(at)
+            found += _1 if byte == _NEWLINE else _0
+            if byte > 127 or byte == _QUOTE or byte == _RETURN or byte == 0:
+                odd = _1
+            at += 1
+        whole = end > begins[i] and _byte(end - 1) == _NEWLINE
+        n_lines[i] = np.int64(found) if whole and odd == _0 else 0
+
+
+@_inlined
+def _matches(word: np.uint64, wanted: np.uint64) -> np.uint64:
+    """Return the high bit of each byte that is as in `wanted`."""
+    differs = word ^ wanted
+    return ~((differs & _LOW_BITS) + _LOW_BITS | differs | _LOW_BITS)
+
+
+def _parse_files(
+    mark: int, number_nulls: int, other_nulls: int, powers: int, columns: Integers,
+    begins: Integers, edges: Integers, failed: Flags, state: Integers, out: Float64,
+) -> int:  # fmt: skip
+    """Fill rows edges[i] to edges[i + 1] of `out` from the address begins[i], for each text i.
+
+    Texts with fields that are no plain numbers, or too few or many of them, are `failed`. At a
+    field that is too long it stops, and `state` becomes: its start, its end, row, field, text;
+    called again, it goes on where `state` says: address, unused, row, field, text.
+    """
+    at, row, field, last = state[0], state[2], state[3], len(columns) - 1
+    for i in range(state[4], len(begins)):
+        while row < edges[i + 1] and not failed[i]:
+            while field <= last:
+                column, code, end = columns[field], DONE, at
+                if column < 0:
+                    while not _is_end(end, mark):
+                        end += 1
+                else:
+                    value, end, code = _parse_field(at, mark, number_nulls, other_nulls, powers)
+                    out[row, column] = value
+                if code == UNSURE or _byte(end) != (mark if field < last else _NEWLINE):
+                    failed[i] = True
+                    break
+                if code == LONG:
+                    state[0], state[1], state[2], state[3], state[4] = at, end, row, field, i
+                    return LONG
+                at, field = end + 1, field + 1
+            row, field = row + 1, 0
+        if i + 1 < len(begins):
+            at, row, field = begins[i + 1], edges[i + 1], 0
     return DONE
 
 

@@ -82,7 +82,6 @@ def test_no_window_crosses_a_gap(tmp_path: Path):
     assert sum(store.manifest.counts["windows"].values()) == wanted
 
 
-@pytest.mark.xfail(reason="not wired: verify takes segments for trials", strict=True)
 def test_a_store_of_segments_is_found_whole(tmp_path: Path):
     build(timed(tmp_path, [0, 1, 2, 20, 21], max_gap=5), tmp_path / "store")
     assert verify_store(tmp_path / "store") == []

@@ -373,6 +373,26 @@ def test_statistics_of_an_empty_train_split_are_refused(tmp_path: Path, scope: s
         build_checked(spec, tmp_path / "store")
 
 
+@pytest.mark.parametrize("scope", ["train", "group:machine", "regime", "window"])
+@pytest.mark.parametrize("method", METHODS)
+def test_values_that_no_float32_could_hold_are_refused(tmp_path: Path, scope: str, method: str):
+    """A test trial is 1e40 times the scale of train, or as far apart as float32 reaches."""
+    for number, side in enumerate(["train"] * 3 + ["test"]):
+        tiny = np.array([0.0, 1e-25, 2e-25, 3e-25, 4e-25, 5e-25])
+        z = np.array([3e38, -3e38] * 3) if side == "test" else tiny
+        x = np.array([0.0, 1, 0, 1, 0, 1])
+        write_trial(tmp_path, f"{side}_m0_t{number}", {"x": x, "y": x, "z": z, "w": x})
+    channels: dict[str, Any] = {"z": {"scope": scope, "method": method}}
+    normalize = {"scope": "train", "channels": channels}
+    if scope == "regime":
+        normalize["regimes"] = REGIMES
+    spec = write_spec(tmp_path, channels=NAMES, normalize=normalize, **GROUPED)
+    with pytest.raises(
+        InvalidSpecError, match=r"'z' reaches from -3e\+38 to 3e\+38, beyond float32"
+    ):
+        build_checked(spec, tmp_path / "store")
+
+
 def test_splits_are_as_the_tests_above_think(tmp_path: Path):
     store, _ = make_machines(tmp_path, {"scope": "train"})
     assert {n: s for n, s in split_of(store).items() if s == "test"} == dict.fromkeys(

@@ -48,9 +48,19 @@ def trial(kind: str, i: int, seed: int) -> tuple[dict[str, np.ndarray[Any, Any]]
 
 
 def learnable_store(
-    path: Path, kind: str, *, n_trials: int = 60, seed: int = 0, missing: bool = False
+    path: Path,
+    kind: str,
+    *,
+    n_trials: int = 60,
+    seed: int = 0,
+    missing: bool = False,
+    normalize: dict[str, Any] | None = None,
 ) -> Store:
     """Write a store with scope-train normalization; every 5th trial is val, every 5th + 1 test."""
+    normalize = normalize or {
+        "method": "zscore", "scope": "train", "offset": OFFSET.tolist(), "scale": SCALE.tolist(),
+    }  # fmt: skip
+    said = {key: normalize[key] for key in ("method", "scope", "channels") if key in normalize}
     made = [trial(kind, i, seed) for i in range(n_trials)]
     if missing:
         for i, (arrays, _) in enumerate(made):
@@ -81,18 +91,13 @@ def learnable_store(
         windows=WindowSpec(length=16, stride=6, **ahead),
         splits=("train", "val", "test"),
         observed=missing,
-        normalization={"method": "zscore", "scope": "train", "lookahead": []},
+        normalization={**said, "lookahead": []},
         counts={"files": n_trials, "trials": n_trials, "rows": int(starts[-1])},
         spec={},
         trials=table,
         shards=(entry,),
         quarantine=QUARANTINE_SCHEMA.empty_table(),
-        fit={
-            "normalize": {
-                "method": "zscore", "scope": "train",
-                "offset": OFFSET.tolist(), "scale": SCALE.tolist(),
-            }
-        },
+        fit={"normalize": normalize},
     )  # fmt: skip
     return Store(path, publish_version(path, draft, after=None))
 
