@@ -120,7 +120,8 @@ class Rescale:
         offset = values.new_zeros(values.shape[0], values.shape[2], dtype=torch.float64)
         scale = torch.ones_like(offset)
         for method, places in self._windowed.items():
-            own = values[:, :, places].double()
+            every = len(places) == values.shape[2]
+            own = (values if every else values[:, :, places]).double()
             present = valid[:, :, None].expand_as(own)
             if self._may_miss:
                 present = present & ~own.isnan()

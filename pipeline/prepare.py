@@ -6,6 +6,7 @@ One bad trial, and one bad file, never stops the others.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipeline.shaped import ShapedBatch, ShapedTrial, join_trials
 from pipeline.sources.blocks import read_blocks
 from pipeline.sources.columnar import ColumnarLayout, read_columnar
 from pipeline.sources.delimited import read_delimited
-from pipeline.trials import Refusal, RefusedError, SourceFile, Table
+from pipeline.trials import Refusal, RefusedError, SourceFile, Table, count_of
 
 VERSION = 2
 
@@ -34,6 +35,8 @@ def prepare_files(root: Path, files: Sequence[SourceFile], recipe: Recipe) -> Fi
         recipe: The specification.
     """
     tables, refused = read_tables_of(root, files, recipe)
+    if recipe.runs_attributes:
+        tables, refused = _refuse_miscounted(tables, refused, recipe)
     if tables and is_plain(recipe.spec):
         shaped, wrong = shape_plain(tables, recipe)
         faults = [o for i in np.flatnonzero(wrong) for o in _shape(tables[i], recipe)]
@@ -64,6 +67,31 @@ def read_tables_of(
     if blocks is not None:
         return read_blocks(root, files, layout, blocks)
     return read_delimited(root, files, layout)
+
+
+def _refuse_miscounted(
+    tables: Sequence[Table], refused: Sequence[Refusal], recipe: Recipe
+) -> tuple[list[Table], list[Refusal]]:
+    """Refuse files with more or fewer trials than the runs of an attribute count.
+
+    One separator that is not recognized would shift the values of all trials behind it.
+    """
+    found = Counter(table.file.path for table in tables)
+    found.update(refusal.source for refusal in refused if refusal.trial is not None)
+    wrong: dict[str, Refusal] = {}
+    for name, attribute in recipe.runs_attributes.items():
+        for table in tables:
+            path, wanted = table.file.path, sum(attribute.runs.get(table.file.path, ()))
+            if wanted and wanted != found[path]:
+                message = (
+                    f"holds {count_of(found[path], 'trial')}; attributes.{name}.runs counts "
+                    f"{wanted:,}. Look at source.blocks, or correct the runs."
+                )
+                error = RefusedError("runs_mismatch", message)
+                wrong.setdefault(path, _refusal(table, error, None))
+    kept = [table for table in tables if table.file.path not in wrong]
+    others = [refusal for refusal in refused if refusal.source not in wrong]
+    return kept, [*others, *wrong.values()]
 
 
 def _shape(table: Table, recipe: Recipe) -> Iterator[ShapedTrial | Refusal]:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.causal import check_causal
 from pipeline.derive import Derivations, check_calendar
 from pipeline.normalize import check_normalization
-from pipeline.sections import ColumnAttribute, PerTrialTarget
+from pipeline.sections import ColumnAttribute, PerTrialTarget, RunsAttribute
 from pipeline.sources.columnar import ColumnarLayout
 from pipeline.sources.delimited import DelimitedLayout
 from pipeline.spec import DatasetSpec
@@ -68,6 +68,15 @@ class Recipe:
             name: attribute
             for name, attribute in self.spec.attributes.items()
             if isinstance(attribute, ColumnAttribute)
+        }
+
+    @cached_property
+    def runs_attributes(self) -> dict[str, RunsAttribute]:
+        """Attributes that follow from a trial's place in its file."""
+        return {
+            name: attribute
+            for name, attribute in self.spec.attributes.items()
+            if isinstance(attribute, RunsAttribute)
         }
 
     @cached_property

@@ -14,7 +14,7 @@ from pipeline.clean import clean_segments, clip_outliers
 from pipeline.codes import check_statics, encode_columns
 from pipeline.derive import Clock, derive_columns
 from pipeline.recipe import Recipe
-from pipeline.sections import PerTrialTarget, RunsAttribute
+from pipeline.sections import PerTrialTarget
 from pipeline.shaped import ShapedTrial
 from pipeline.spec import DatasetSpec
 from pipeline.tables import runs_value
@@ -154,9 +154,8 @@ def read_attributes(table: Table, recipe: Recipe) -> dict[str, str]:
     found = {**table.file.attributes, **table.found}
     if recipe.spec.source.holds_many:
         found |= recipe.tables.lookup(table.trial_id)
-    for name, attribute in recipe.spec.attributes.items():
-        if isinstance(attribute, RunsAttribute):
-            found[name] = runs_value(attribute, table.file.path, table.number)
+    for name, attribute in recipe.runs_attributes.items():
+        found[name] = runs_value(attribute, table.file.path, table.number)
     found |= _column_values(table, recipe)
     if recipe.spec.static:
         check_statics(found, recipe.spec)

@@ -103,7 +103,9 @@ def parse_raw_files(
     n_lines = np.empty(len(raws), np.int64)
     load_kernel().count_lines(begins, ends, n_lines)
     edges = np.concatenate([[0], np.cumsum(n_lines)]).astype(np.int64)
-    return _parse(raws, begins, edges, columns, mark, nulls)
+    # Blanks around a field are no part of it: a spelling that has some occurs nowhere.
+    spelled = [null for null in nulls if null == null.strip(" \t")]
+    return _parse(raws, begins, edges, columns, mark, spelled)
 
 
 def _parse(

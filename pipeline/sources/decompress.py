@@ -21,6 +21,11 @@ _ZSTD = (
 _MAGIC = (_GZIP, *_ZSTD)
 
 
+def is_compressed(raw: bytes) -> bool:
+    """Return whether bytes start as gzip or zstd files do."""
+    return raw.startswith(_MAGIC)
+
+
 def decompress(raw: bytes) -> bytes:
     """Return what a gzip or zstd file holds, and any other file as it is.
 
@@ -33,7 +38,7 @@ def decompress(raw: bytes) -> bytes:
     Raises:
         ReadRefusedError: `compressed_damaged` or `too_large`.
     """
-    if not raw.startswith(_MAGIC):
+    if not is_compressed(raw):
         return raw
     name, pieces = ("gzip", _gunzip(raw)) if raw.startswith(_GZIP) else ("zstd", _unzstd(raw))
     kept: list[bytes] = []

@@ -8,28 +8,33 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
+import xxhash
 from polars.exceptions import PanicException
 
 from pipeline.sources.compiled import is_worth_loading, parse_numbers
 from pipeline.sources.lines import (
     DelimitedLayout,
     Lines,
+    account_lines,
     field_count_error,
     read_lines,
 )
-from pipeline.sources.rawfile import ReadRefusedError
+from pipeline.sources.plainfiles import parse_plain_files
+from pipeline.sources.rawfile import ReadRefusedError, read_stable
 from pipeline.trials import NO_TEXT, Float64, Refusal, RefusedError, SourceFile, Table, quote
 
 __all__ = ["DelimitedLayout", "read_delimited"]
 
 _POLARS_MESSAGE_LIMIT = 80
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +70,7 @@ def read_delimited(
         The tables, in the order of `files`, and the refusals; every file is in exactly one.
         The frames hold `layout.wanted` and are slices of shared memory.
     """
-    outcomes: list[Lines | _Parsed] = [_read_one(root, file, layout) for file in files]
-    digests = [o.xxh3 if isinstance(o, Lines) else "" for o in outcomes]
+    outcomes, digests = _read_files(root, files, layout)
     groups: dict[object, list[int]] = {}
     for i, lines in enumerate(outcomes):
         if isinstance(lines, Lines):
@@ -86,15 +90,47 @@ def read_delimited(
     return tables, refusals
 
 
-def _read_one(root: Path, file: SourceFile, layout: DelimitedLayout) -> Lines | RefusedError:
+def _read_files(
+    root: Path, files: Sequence[SourceFile], layout: DelimitedLayout
+) -> tuple[list[Lines | _Parsed], list[str]]:
+    """Return lines to be parsed, the numbers of files that need no second look, or refusals."""
+    if not is_worth_loading(0):  # bytes are counted where lines are parsed
+        lines = [_guard(lambda: read_lines(root, file, layout)) for file in files]
+        return lines, [o.xxh3 if isinstance(o, Lines) else "" for o in lines]
+    folder = str(root)
+    raws = [_guard(lambda: read_stable(folder, file)) for file in files]
+    digests = [xxhash.xxh3_128_hexdigest(r) if isinstance(r, bytes) else "" for r in raws]
+    outcomes: list[Lines | _Parsed] = []
+    plain = _parse_plain([r if isinstance(r, bytes) else None for r in raws], layout)
+    for raw, digest, numbers in zip(raws, digests, plain, strict=True):
+        if isinstance(raw, RefusedError):
+            outcomes.append(raw)
+        elif numbers is not None:
+            outcomes.append(_Rows(numbers, NO_TEXT))
+        else:
+            outcomes.append(_guard(lambda: account_lines(raw, digest, layout)))
+    return outcomes, digests
+
+
+def _guard(read: Callable[[], T]) -> T | RefusedError:
     try:
-        return read_lines(root, file, layout)
+        return read()
     except RefusedError as refused:
         return refused
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - what one file provokes must not lose its batch
         return _parse_error(error)
+
+
+def _parse_plain(raws: Sequence[bytes | None], layout: DelimitedLayout) -> list[Float64 | None]:
+    try:
+        return parse_plain_files(raws, layout)
+    except MemoryError:
+        raise
+    except Exception:  # numba may be missing or broken: slower is no reason to refuse a file
+        log.warning("files are read one by one, for the compiled parser failed", exc_info=True)
+        return [None] * len(raws)
 
 
 def _parse_files(parts: list[Lines], layout: DelimitedLayout) -> list[_Parsed]:

@@ -25,6 +25,7 @@ __all__ = [
     "Columns",
     "DelimitedLayout",
     "Lines",
+    "account_lines",
     "end_last_line",
     "field_count_error",
     "find_columns",
@@ -69,7 +70,20 @@ def read_lines(root: Path, file: SourceFile, layout: DelimitedLayout) -> Lines:
         RefusedError: Whatever is wrong with the file.
     """
     raw = read_stable(root, file)
-    xxh3 = xxhash.xxh3_128_hexdigest(raw)
+    return account_lines(raw, xxhash.xxh3_128_hexdigest(raw), layout)
+
+
+def account_lines(raw: bytes, xxh3: str, layout: DelimitedLayout) -> Lines:
+    """Return the lines of a file; see `read_lines`.
+
+    Args:
+        raw: Its bytes.
+        xxh3: Their digest.
+        layout: How the file is written.
+
+    Raises:
+        RefusedError: Whatever is wrong with the file.
+    """
     data = decompress(raw)
     text = end_last_line(check_text(data, layout.encoding), layout)
     header, body, first_line = split_top(text, layout)

@@ -20,6 +20,7 @@ _MARKS = {
     codecs.BOM_UTF8: "utf-8",
 }
 _FOREIGN_TO_UTF8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_ALL_MARKS = tuple(_MARKS)
 _LIBRARY_MESSAGE_LIMIT = 80
 
 
@@ -27,7 +28,7 @@ class ReadRefusedError(RefusedError):
     """A file is refused for its bytes, before anybody looked at what they say."""
 
 
-def read_stable(root: Path, file: SourceFile) -> bytes:
+def read_stable(root: Path | str, file: SourceFile) -> bytes:
     """Return the bytes of a file that is, before and after reading, what the catalog saw.
 
     Args:
@@ -88,7 +89,7 @@ def decode_text(raw: bytes, encoding: str = "utf-8") -> bytes:
     Raises:
         ReadRefusedError: `encoding`.
     """
-    if _is_utf8(encoding):
+    if is_utf8(encoding):
         if raw.startswith(_FOREIGN_TO_UTF8):
             raise _wrong_mark(raw, "utf-8")
         return raw.removeprefix(codecs.BOM_UTF8)
@@ -102,6 +103,11 @@ def decode_text(raw: bytes, encoding: str = "utf-8") -> bytes:
             bad = f"byte 0x{raw[error.start : error.start + 1].hex()}"
         message = f"{bad} is not {encoding}; correct source.encoding, or convert the file"
         raise ReadRefusedError("encoding", message, line=line) from error
+
+
+def has_mark(raw: bytes) -> bool:
+    """Return whether bytes start with a byte order mark."""
+    return raw.startswith(_ALL_MARKS)
 
 
 def refusal_of(file: SourceFile, refused: RefusedError, trial: str | None = None) -> Refusal:
@@ -133,13 +139,17 @@ def _read(path: str) -> tuple[os.stat_result, bytes, os.stat_result]:
         if not stat.S_ISREG(before.st_mode):
             message = "is no regular file, which was wanted; narrow source.files"
             raise ReadRefusedError("not_a_file", message)
-        return before, io.FileIO(handle, closefd=False).readall(), os.fstat(handle)
+        raw = os.read(handle, before.st_size + 1)
+        if len(raw) != before.st_size:  # it grew, or this system hands out less at once
+            raw += io.FileIO(handle, closefd=False).readall()
+        return before, raw, os.fstat(handle)
     finally:
         os.close(handle)
 
 
 @lru_cache(maxsize=16)
-def _is_utf8(encoding: str) -> bool:
+def is_utf8(encoding: str) -> bool:
+    """Return whether text of this encoding is UTF-8."""
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
