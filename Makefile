@@ -49,7 +49,7 @@ system:  ## install Debian's PostgreSQL and Chromium, which some tests use (need
 	@.ci/packages
 
 test: setup system lint  ## everything the gate checks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup  ## style, types, import contracts
 	$(BIN)/ruff check .
