@@ -240,5 +240,7 @@ class SourceSpec(Model):
         for name in ("delimiter", "comment", "blocks"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: goes with delimited text, not with {self.family}.")
+        if self.family in ("parquet", "arrow") and not self.header:
+            raise ValueError(f"header: {self.family} files name their columns themselves.")
         if self.encoding != "utf-8":
             raise ValueError(f"encoding: goes with delimited text, not with {self.family}.")

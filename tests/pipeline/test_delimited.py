@@ -55,8 +55,8 @@ def read_one(root, content, layout=PLAIN):
 
 
 HAZARDS = {
-    "gzip": (gzip.compress(GOOD), "read", "compressed", None, None),
-    "zstd": (b"\x28\xb5\x2f\xfd" + GOOD, "read", "compressed", None, None),
+    "gzip": (gzip.compress(GOOD)[:-5], "read", "compressed_damaged", None, None),
+    "zstd": (b"\x28\xb5\x2f\xfd" + GOOD, "read", "compressed_damaged", None, None),
     "utf-16": (GOOD.decode().encode("utf-16"), "read", "encoding", 1, None),
     "utf-32": (GOOD.decode().encode("utf-32"), "read", "encoding", 1, None),
     "utf-32-be": (b"\0\0\xfe\xff" + GOOD.decode().encode("utf-32-be"), "read", "encoding", 1, None),
