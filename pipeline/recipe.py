@@ -122,12 +122,8 @@ class Recipe:
     @cached_property
     def layout(self) -> DelimitedLayout | ColumnarLayout:
         """How the files are written, and which columns are needed of them."""
-        source, numeric, text = self.spec.source, self._numeric, self._text
-        pivot, family = source.pivot, source.family
-        if pivot is not None:
-            index = () if self.time_is_text else (pivot.index,)
-            numeric = (*index, pivot.values)
-            text = (pivot.columns, *((pivot.index,) if self.time_is_text else ()))
+        source, family = self.spec.source, self.spec.source.family
+        numeric, text = self._file_columns
         if family != "delimited":
             return ColumnarLayout(
                 family=family, names=source.columns, numeric=numeric, text=text, nulls=source.nulls
@@ -143,6 +139,16 @@ class Recipe:
             final_newline=source.final_newline,
             encoding=source.encoding,
         )
+
+    @cached_property
+    def _file_columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The numeric and the text columns that are needed of the files themselves."""
+        pivot = self.spec.source.pivot
+        if pivot is None:
+            return self._numeric, self._text
+        if self.time_is_text:
+            return (pivot.values,), (pivot.columns, pivot.index)
+        return (pivot.index, pivot.values), (pivot.columns,)
 
     @cached_property
     def _text(self) -> tuple[str, ...]:
@@ -230,7 +236,7 @@ class Recipe:
                 f"{twice[0]!r} is both an attribute (or the column of one) and a channel, target "
                 "or time column. Name the attribute otherwise, or drop the channel."
             )
-        numeric, text = self.layout.numeric, self.layout.text
+        numeric, text = self._file_columns
         if not numeric:
             raise InvalidSpecError(
                 "no number is read from the files: all channels are derived from attributes. "

@@ -376,7 +376,7 @@ def run_to(spec: Path, store: Path, stop: int) -> int:
 
 
 def staged_in(store: Path) -> list[Path]:
-    return sorted((store / "staging").rglob("[0-9]*.parquet"))
+    return sorted((store / "staging").rglob("[0-9]*.arrow"))
 
 
 def finish(spec: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, int]:

@@ -17,11 +17,10 @@ from pipeline.catalog import (
     Catalog,
     bucket_of,
     count_buckets,
-    find_paths,
-    identify_trial,
     scan_files,
 )
 from pipeline.ledger import load_catalog, save_catalog
+from pipeline.paths import find_paths, identify_trial
 from pipeline.sections import SourceSpec
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
 

@@ -113,7 +113,7 @@ def test_buckets_in_any_order_again_and_in_other_runs_give_the_store_of_one_buil
         space = Workspace.open(spec, store)  # a run of its own
         space.build_bucket(space.catalog(), bucket, n_workers=1 + bucket % 2)
     for bucket in lost:  # a disk that was cleaned, and the bucket built again
-        (Workspace.open(spec, store).staging(4) / f"{bucket}.parquet").unlink()
+        (Workspace.open(spec, store).staging(4) / f"{bucket}.arrow").unlink()
     space = Workspace.open(spec, store)
     assert build_all(space) == [bucket not in lost for bucket in range(4)]
     outcome = commit(space)
@@ -227,7 +227,7 @@ def test_exactly_the_buckets_that_do_not_fit_are_named(
     space.scan()
     build_all(space)
     for bucket in missing:
-        (space.staging(4) / f"{bucket}.parquet").unlink()
+        (space.staging(4) / f"{bucket}.arrow").unlink()
     stale -= missing
     for bucket in stale:
         touch_later(one_file_of(space, bucket))

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,10 +16,12 @@ from trialfolders import write_spec, write_trial, write_trials
 
 from pipeline import buckets as buckets_module
 from pipeline import staging as staging_module
+from pipeline.filetable import files_to_table
 from pipeline.staging import (
     KEPT_SECONDS,
     BucketResult,
     Staged,
+    join_tables,
     read_staged,
     refresh_files,
     remove_old_staging,
@@ -47,7 +48,7 @@ def file_lists(draw: st.DrawFn) -> list[SourceFile]:
 def staged(read, *codes: str, asked=None) -> Staged:
     refusals = tuple(Refusal(f"{code}.csv", "read", code, "why") for code in codes)
     result = BucketResult(None, (), refusals, tuple(read))
-    return Staged(result, tuple(file.key for file in (read if asked is None else asked)))
+    return Staged(result, tuple(read if asked is None else asked))
 
 
 @st.composite
@@ -145,7 +146,7 @@ def built(root: Path, **sections: object) -> tuple[Workspace, Path]:
     catalog = space.scan()
     assert catalog.n_buckets == 1
     space.build_bucket(catalog, 0)
-    return space, space.staging(1) / "0.parquet"
+    return space, space.staging(1) / "0.arrow"
 
 
 def test_a_bucket_with_trials_survives_the_disk(tmp_path: Path):
@@ -185,13 +186,8 @@ def test_a_damaged_staged_bucket_is_built_again(tmp_path: Path, damage):
     assert not again.reused
 
 
-WHOLE = {"asked": [], "files": [], "shards": [], "refusals": [], "empty": True}
-WRONG = {
-    "asked": 1,
-    "files": [["a"]],
-    "shards": [{}],
-    "refusals": [{"x": 1}],
-}
+WHOLE = {"shards": [], "refusals": [], "empty": True}
+WRONG = {"shards": [{}], "refusals": [{"x": 1}]}
 ABOUTS: dict[str, bytes | None] = {
     "none": None,
     "null": b"null",
@@ -206,9 +202,14 @@ ABOUTS: dict[str, bytes | None] = {
 }
 
 
-def read_with(path: Path, about: bytes | None) -> Staged | None:
-    table = pa.table({"id": pa.array([], pa.utf8())})
-    pq.write_table(table.replace_schema_metadata(about and {"trialshards": about}), path)
+NO_FILES = files_to_table([])
+NO_ROWS = pa.table({"id": pa.array([], pa.utf8())})
+
+
+def read_with(path: Path, about: bytes | None, *tables: pa.Table) -> Staged | None:
+    first, *rest = tables or (NO_FILES, NO_ROWS)
+    first = first.replace_schema_metadata(about and {"trialshards": about})
+    path.write_bytes(b"".join(join_tables([first, *rest])))
     return read_staged(path, path.parent)
 
 
@@ -218,16 +219,49 @@ def test_a_staged_bucket_of_another_form_is_as_if_absent(tmp_path: Path, about: 
     assert read_with(tmp_path / "s", about) is None
 
 
+@pytest.mark.parametrize(
+    "tables",
+    [
+        pytest.param([NO_FILES], id="no rows"),
+        pytest.param([NO_ROWS, NO_ROWS], id="other files"),
+        pytest.param([NO_FILES, NO_ROWS, NO_ROWS], id="others asked for"),
+    ],
+)
+def test_a_staged_bucket_of_other_tables_is_as_if_absent(tmp_path: Path, tables: list[pa.Table]):
+    assert read_with(tmp_path / "s", json.dumps(WHOLE).encode(), *tables) is None
+
+
+@settings(max_examples=40)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_staged_bucket_with_a_flipped_bit_is_as_if_absent(tmp_path: Path, place: int, bit: int):
+    files = [SourceFile(f"{i}.csv", i, i, str(i), {"k": "v"}) for i in range(20)]
+    write_staged(tmp_path / "s", files, BucketResult(None, (), (), tuple(files)))
+    raw = bytearray((tmp_path / "s").read_bytes())
+    raw[place % len(raw)] ^= 1 << bit
+    (tmp_path / "s").write_bytes(raw)
+    assert read_staged(tmp_path / "s", tmp_path) is None
+
+
+@settings(max_examples=20)
+@given(mended_lists())
+def test_files_survive_the_disk_as_they_were_asked_for_and_as_they_were_read(tmp_path: Path, lists):
+    asked, read = lists
+    write_staged(tmp_path / "s", asked, BucketResult(None, (), (), tuple(read)))
+    again = read_staged(tmp_path / "s", tmp_path)
+    assert again is not None
+    assert (again.asked, again.result.files) == (tuple(asked), tuple(read))
+
+
 def test_whatever_arrow_says_of_a_damaged_bucket_it_is_as_if_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """It is neither an OSError nor a ValueError."""
 
-    def read_table(path: Path, **options: bool) -> pa.Table:
+    def open_stream(source: pa.NativeFile) -> None:
         raise pa.ArrowNotImplementedError("Integers not in cstdint are not implemented")
 
     write_staged(tmp_path / "s", [], BucketResult(None, (), ()))
-    monkeypatch.setattr(pq, "read_table", read_table)
+    monkeypatch.setattr(pa.ipc, "open_stream", open_stream)
     assert read_staged(tmp_path / "s", tmp_path) is None
 
 
@@ -246,13 +280,14 @@ def test_an_unreadable_file_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     write_trials(tmp_path, 3)
     space = space_of(tmp_path)
     catalog = space.scan()
-    read = buckets_module.read_delimited
+    prepare = buckets_module.prepare_files
 
-    def failing(root, files, layout):
-        tables, refused = read(root, files[1:], layout)
-        return tables, [*refused, Refusal(files[0].path, "read", "unreadable", "busy")]
+    def failing(root, files, recipe):
+        done = prepare(root, files[1:], recipe)
+        refused = Refusal(files[0].path, "read", "unreadable", "busy")
+        return dataclasses.replace(done, refusals=(*done.refusals, refused))
 
-    monkeypatch.setattr(buckets_module, "read_delimited", failing)
+    monkeypatch.setattr(buckets_module, "prepare_files", failing)
     assert space.build_bucket(catalog, 0).n_trials == 2
     monkeypatch.undo()
     again = space.build_bucket(catalog, 0)

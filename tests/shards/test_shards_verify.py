@@ -268,7 +268,7 @@ def test_an_index_of_fewer_trials_than_the_manifest_counts_is_named(store):
     index = store.index
     columns = {name: getattr(index, name)[:3] for name in SCHEMA.names[1:]}
     rewrite(store, "index.arrow", index_to_bytes({**columns, "id": index.ids.to_pylist()[:3]}))
-    assert any("number of trials" in p.message for p in verify_store(store.path))
+    assert any("number of trial segments" in p.message for p in verify_store(store.path))
 
 
 def test_an_index_of_other_columns_is_a_problem_not_a_crash(store):
