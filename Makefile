@@ -11,7 +11,7 @@ PORT ?= 3000
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 QUIET := --config-json '{"loggers": {"console": {"config": {"log_level": "INFO"}}}}'
 
-.PHONY: help setup home demo demo-cmapss demo-sepsis ui system test lint format bench bench-quick screenshots lock clean
+.PHONY: help setup home demo demo-cmapss demo-sepsis ui system test lint format bench bench-quick soak screenshots lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/read.py
 
 	$(BIN)/python bench/dagster.py
+
+soak: setup  ## the long trials of the tests: 10,000 damaged files, read and built
+	$(BIN)/python tests/soak/ingest.py --count 10000 --out bench/results/soak_ingest.json
 
 screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 	$(BIN)/python tests/web/screenshots.py

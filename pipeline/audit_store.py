@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,10 +15,10 @@ from pipeline.fit import fit_train
 from pipeline.sections import ColumnAttribute, PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.trials import count_of
-from shards.identity import canonical_json, pairs_digest
+from shards.identity import canonical_json
 from shards.reader import Store
 from shards.verify import verify_store
-from shards.version import split_pairs
+from shards.version import split_digest
 
 
 def check_windows(store: Store) -> Finding:
@@ -118,7 +119,7 @@ def _trials(store: Store) -> pa.Table:
 def _fit_faults(store: Store, spec: DatasetSpec, trials: pa.Table) -> Iterator[str]:
     """Fit once more, on the train trials alone, and compare with what the version holds."""
     train = trials.filter(pc.equal(trials["split"], "train"))
-    if store.fit.get("trials_digest") != pairs_digest(split_pairs(trials, "train")):
+    if store.fit.get("trials_digest") != split_digest(trials, "train"):
         yield "fit.json was not fitted on the train trials of this version. Build again."
         return
     again = fit_train(spec, train, store.manifest.shards, store.path)
@@ -137,6 +138,9 @@ def _target_faults(spec: DatasetSpec) -> Iterator[str]:
             f"Channel {name!r} is derived from the target, so the model would see it. "
             "Take it out of channels."
         )
+    for section in ("categorical", "static"):
+        for name in sorted(tainted & set(getattr(spec, section))):
+            yield f"{section} {name!r} says the target, so the model would see it. Take it out."
 
 
 def _secrets(spec: DatasetSpec) -> set[str]:
@@ -150,15 +154,22 @@ def _secrets(spec: DatasetSpec) -> set[str]:
 
 
 def _twins(trials: pa.Table) -> list[tuple[str, ...]]:
-    """Return the ids of recordings with equal bytes that lie in different splits."""
+    """Return the ids of recordings with equal bytes that lie in different splits.
+
+    Trials of one file, told apart, have its bytes in common and nothing else.
+    """
     if "source_xxh3" not in trials.column_names:
         return []
-    seen: dict[str, list[tuple[str, str]]] = {}
-    columns = (trials[name].to_pylist() for name in ("source_xxh3", "id", "split"))
-    for digest, trial_id, split in zip(*columns, strict=True):
-        seen.setdefault(digest, []).append((trial_id, split))
-    groups = (group for group in seen.values() if len({split for _, split in group}) > 1)
-    return [tuple(trial_id for trial_id, _ in group) for group in groups]
+    seen: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    columns = (trials[name].to_pylist() for name in ("source_xxh3", "source", "id", "split"))
+    for digest, source, trial_id, split in zip(*columns, strict=True):
+        seen.setdefault(digest, {}).setdefault(source, []).append((trial_id, split))
+    groups = [list(itertools.chain(*files.values())) for files in seen.values() if len(files) > 1]
+    return [
+        tuple(trial_id for trial_id, _ in group)
+        for group in groups
+        if len({split for _, split in group}) > 1
+    ]
 
 
 def check_bytes(store: Store) -> Finding:

@@ -43,7 +43,7 @@ class BuildReport:
         version: The version that holds the data now.
         published: False if the newest version said the same already.
         counts: As in the manifest, with windows per split.
-        refusals: Every quarantined file.
+        refusals: Every quarantined file, and trial of a file with many.
         warnings: Sentences a user should read.
         lookahead: Transforms that look ahead inside a trial.
         seconds: Wall time.

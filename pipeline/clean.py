@@ -110,13 +110,7 @@ def clean_segments(values: Float64, starts: Int64, spec: CleanSpec) -> Cleaned:
     keep: Bool = np.ones(len(values), np.bool_)
     if observed.size and not n_missing:
         return Cleaned(values, observed, keep, starts)
-    share = n_missing / observed.size if observed.size else 1.0
-    if share > spec.drop_trial_if_missing:
-        raise RefusedError(
-            "too_many_missing",
-            f"{share:.1%} of the channel values are missing; clean.drop_trial_if_missing allows "
-            f"{spec.drop_trial_if_missing:.1%}.",
-        )
+    check_share(n_missing, observed.size, spec)
     filled = _fill(values, observed, starts, spec)
     if spec.missing == "drop":
         keep = np.asarray(observed.all(axis=1))
@@ -128,6 +122,21 @@ def clean_segments(values: Float64, starts: Int64, spec: CleanSpec) -> Cleaned:
     if not keep.any():
         raise RefusedError("no_rows_left", f"all {len(values)} rows miss a value and were dropped.")
     return Cleaned(filled[keep], observed[keep], keep, _kept_starts(keep, starts))
+
+
+def check_share(n_missing: int, n_values: int, spec: CleanSpec) -> None:
+    """Refuse a trial in which too many values are missing.
+
+    Raises:
+        RefusedError: `too_many_missing`.
+    """
+    share = n_missing / n_values if n_values else 1.0
+    if share > spec.drop_trial_if_missing:
+        raise RefusedError(
+            "too_many_missing",
+            f"{share:.1%} of the channel values are missing; clean.drop_trial_if_missing allows "
+            f"{spec.drop_trial_if_missing:.1%}.",
+        )
 
 
 def _kept_starts(keep: Bool, starts: Int64) -> Int64:

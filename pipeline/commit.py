@@ -26,7 +26,7 @@ class Commit:
 
     Attributes:
         findings: Checks made before publishing; one that did not pass stopped it.
-        refusals: Every quarantined file.
+        refusals: Every quarantined file, and trial of a file with many.
         version: The version that holds the data now, or None if a check stopped it.
         published: False if the newest version said the same already.
         counts: As in the manifest.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from pipeline.clean import clean_segments, clip_outliers
+from pipeline.clean import check_share, clean_segments, clip_outliers
 from pipeline.codes import check_statics, encode_columns
 from pipeline.derive import Clock, derive_columns
 from pipeline.recipe import Recipe
@@ -40,7 +40,8 @@ def shape_trial(table: Table, recipe: Recipe) -> ShapedTrial:
     n_outliers = 0
     if spec.clean.outliers is not None:
         raw, n_outliers = clip_outliers(raw, recipe.channels, spec.clean.outliers)
-    if recipe.since:
+    if recipe.since:  # never missing, so they have no say in how much is
+        check_share(int(np.isnan(raw).sum()), raw.size, spec.clean)
         raw = _add_since(raw, recipe, arranged)
     cleaned = clean_segments(raw, arranged.starts, spec.clean)
     targets = columns(spec.target_columns())[cleaned.keep]

@@ -58,7 +58,8 @@ class DatasetSpec(Model):
     causal: bool = False
     """Refuse every transform that uses later rows of a trial for earlier ones."""
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Largest share of files that may be refused; above it nothing is published."""
+    """Largest share of files (of trials, where files hold many) that may be refused; above it
+    nothing is published."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> DatasetSpec:
@@ -85,6 +86,7 @@ class DatasetSpec(Model):
                 "see its own target. Remove it from the channels."
             )
         self._check_named(names)
+        self._check_split_times()
         return self
 
     def _check_named(self, names: list[str]) -> None:
@@ -102,11 +104,38 @@ class DatasetSpec(Model):
                     raise ValueError(
                         f"{where}: {name!r} is no channel; wanted some of: {', '.join(names)}."
                     )
+        if self.categorical and self.source.pivot is not None:
+            raise ValueError("categorical: goes with text columns; a pivot makes numbers only.")
         for name in self.categorical:
             if name in names or name in self.target_columns():
                 raise ValueError(
                     f"categorical: {name!r} is also a channel or target; wanted a text column."
                 )
+
+    def _check_split_times(self) -> None:
+        """Refuse a split by time whose words do not fit the time column."""
+        split, time = self.split, self.source.time
+        if split.method != "time":
+            return
+        if time is None:
+            raise ValueError(
+                "split.method: got 'time', which needs to know when a row was recorded. Add "
+                "source.time, or choose another method."
+            )
+        if split.purge is not None and split.purge.timed != time.in_seconds:
+            got = "a duration" if split.purge.timed else "a plain number"
+            wanted = "a duration such as 5min" if time.in_seconds else "a plain number"
+            because = "seconds." if time.in_seconds else "numbers; or say their 'unit'."
+            raise ValueError(
+                f"split.purge: got {got}; wanted {wanted}, because times are {because}"
+            )
+        dates = [repr(value) for value in split.boundaries.values() if isinstance(value, str)]
+        if dates and not time.is_date:
+            raise ValueError(
+                f"split.boundaries: got {', '.join(dates)}; wanted numbers, because source.time "
+                f"holds no dates (format: {time.format}). Mend the format, or write numbers in "
+                f"{'seconds' if time.in_seconds else 'its units'}."
+            )
 
     def inputs(self) -> tuple[ChannelSpec, ...]:
         """Return the channels as stored: those written, then the times since they were observed."""

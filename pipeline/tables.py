@@ -96,8 +96,7 @@ def runs_value(attribute: RunsAttribute, file_path: str, number: int) -> str:
         number: The trial's place in its file, from 1.
 
     Raises:
-        RefusedError: `no_runs`, if the file is not listed; `beyond_runs`, if all its runs are over
-            before the trial.
+        RefusedError: `no_runs`, if the file is not listed.
     """
     lengths = attribute.runs.get(file_path)
     if lengths is None:
@@ -106,14 +105,7 @@ def runs_value(attribute: RunsAttribute, file_path: str, number: int) -> str:
             f"the attribute's runs do not list {quote(file_path)}; listed: "
             f"{', '.join(map(quote, sorted(attribute.runs)[:5]))}. Add the file.",
         )
-    for run, end in enumerate(itertools.accumulate(lengths), start=1):
-        if number <= end:
-            return str(run)
-    raise RefusedError(
-        "beyond_runs",
-        f"trial {number} of the file lies beyond its {count_of(len(lengths), 'run')}, which have "
-        f"{count_of(sum(lengths), 'trial')}. Mend the lengths of the runs.",
-    )
+    return str(1 + sum(number > end for end in itertools.accumulate(lengths)))
 
 
 def _read_table(root: Path, path: str, where: str) -> pl.DataFrame:

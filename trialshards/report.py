@@ -50,6 +50,15 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
+def _count_files(about: dict[str, Any]) -> str:
+    """Return the files by what became of them; a file may hold many trials."""
+    parts = {"trials": about["n_trials"], "quarantined": about["n_quarantined"]}
+    parts["ignored"] = about["n_ignored"]
+    adds_up = sum(parts.values()) == about["n_files"]
+    said = (" + " if adds_up else ", ").join(f"{n:,} {what}" for what, n in parts.items())
+    return f"{about['n_files']:,} files {'=' if adds_up else 'with'} {said}"
+
+
 def print_store(store: Store) -> None:
     """Print a store for a person."""
     console, about = Console(), describe_store(store)
@@ -61,8 +70,7 @@ def print_store(store: Store) -> None:
     )
     console.print(f"fingerprint {about['fingerprint']}", highlight=False, soft_wrap=True)
     console.print(
-        f"{about['n_files']:,} files = {about['n_trials']:,} trials + "
-        f"{about['n_quarantined']:,} quarantined + {about['n_ignored']:,} ignored",
+        _count_files(about),
         highlight=False,
         soft_wrap=True,
     )

@@ -184,7 +184,7 @@ class TableAttribute(Model):
     """An attribute from a table with one row per trial."""
 
     table: str
-    """CSV file below the folder of `dataset.yaml`."""
+    """CSV, TSV, PSV or Parquet file below the folder of `dataset.yaml`."""
     trial_id: str
     """How a row names its trial, as a format string over the table's columns:
     `test/engine_{unit:04d}`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.sections.base import AnyDuration, Fraction, Model, Name
 
@@ -15,6 +16,14 @@ class ValidationSpec(Model):
     of: str = "train"
     name: str = "val"
     fraction: Fraction = 0.1
+
+
+def _iso(value: Any) -> Any:
+    """Return a date as text: YAML makes one of `2024-07-01` that has no quotes."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Moment = Annotated[str | float, BeforeValidator(_iso)]
 
 
 class SplitSpec(Model):
@@ -36,7 +45,7 @@ class SplitSpec(Model):
     """For `method: attribute`: the attribute whose value is the split's name."""
     names: dict[str, str] = Field(default_factory=dict)
     """For `method: attribute`: value of the attribute -> split."""
-    boundaries: dict[str, str | float] = Field(default_factory=dict)
+    boundaries: dict[str, Moment] = Field(default_factory=dict)
     """For `method: time`: split -> when it begins, in order, as an ISO date or in units of the
     time column; what is before all of them is `train`. A trial that a boundary cuts, or whose end
     is within `purge` of one, is in split `purged`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -14,6 +17,7 @@ from trialfolders import MINIMAL, make_spec, merged
 from pipeline.recipe import Recipe
 from pipeline.sections import ForecastTarget, PerStepTarget, parse_size
 from pipeline.spec import DatasetSpec, load_spec
+from pipeline.splits import assign_splits
 from shards.errors import InvalidSpecError
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +287,86 @@ def test_sizes_that_nearly_fit_are_refused_in_sentences(text: str):
 def test_whole_sizes_are_exact(count: int, unit: str):
     base, power = (1024 if "i" in unit else 1000), "BKMG".index(unit[0])
     assert parse_size(f"{count}{unit}") == count * base**power
+
+
+# --- splits by time ---------------------------------------------------------------------------
+
+DATED: dict[str, object] = {"column": "t", "format": "iso"}
+WRONG_TIMES = {
+    "no times": (
+        None, {"boundaries": {"test": 10}}, "split.method",
+        "got 'time', which needs to know when a row was recorded. Add source.time, or choose",
+    ),
+    "a duration of plain numbers": (
+        "t", {"boundaries": {"test": 10}, "purge": "5min"}, "split.purge",
+        "got a duration; wanted a plain number, because times are numbers; or say their 'unit'.",
+    ),
+    "a number of seconds": (
+        {"column": "t", "unit": "ms"}, {"boundaries": {"test": 10}, "purge": 5}, "split.purge",
+        "got a plain number; wanted a duration such as 5min, because times are seconds.",
+    ),
+    "a number of dates": (
+        DATED, {"boundaries": {"test": "2024-03-01"}, "purge": 5}, "split.purge", "a plain number",
+    ),
+    "a date among plain numbers": (
+        "t", {"boundaries": {"val": 5, "test": dt.date(2024, 3, 1)}}, "split.boundaries",
+        ("got '2024-03-01'; wanted numbers, because source.time holds no dates (format: number). "
+        "Mend the format, or write numbers in its units."),
+    ),
+    "a date among times of day": (
+        {"column": "t", "format": "clock"}, {"boundaries": {"test": "2024-03-01"}},
+        "split.boundaries", "(format: clock). Mend the format, or write numbers in seconds.",
+    ),
+}  # fmt: skip
+
+
+def write_timed(tmp_path: Path, time: object, **split: object) -> Path:
+    sections = {"source": {"time": time}, "split": {"method": "time", **split}}
+    path = tmp_path / "dataset.yaml"
+    path.write_text(yaml.safe_dump(merged(MINIMAL, sections)))
+    return path
+
+
+@pytest.mark.parametrize("case", WRONG_TIMES)
+def test_a_split_by_time_has_to_fit_the_time_column(case: str, tmp_path: Path):
+    time, split, where, message = WRONG_TIMES[case]
+    path = write_timed(tmp_path, time, **split)
+    key = "method:" if where == "split.method" else where.removeprefix("split.") + ":"
+    line = line_of(path.read_text(), key)
+    with pytest.raises(InvalidSpecError, match=rf":{line}: {re.escape(f'{where}: ')}") as caught:
+        load_spec(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("time", "split"),
+    [
+        ("t", {"boundaries": {"val": 1, "test": 2.5}, "purge": 3}),
+        ({"column": "t", "unit": "s"}, {"boundaries": {"test": 100}, "purge": "2min"}),
+        (DATED, {"boundaries": {"test": "2024-03-01"}, "purge": "1h"}),
+        (DATED, {"boundaries": {"test": 1.7e9}}),
+    ],
+)
+def test_a_split_by_time_that_fits_is_taken(time: object, split: dict[str, object], tmp_path: Path):
+    assert load_spec(write_timed(tmp_path, time, **split)).split.method == "time"
+
+
+def test_dates_need_no_quotes(tmp_path: Path):
+    """YAML itself turns some of them into dates."""
+    written = {
+        "a": "2024-03-01", "b": "2024-03-02 12:00:00", "c": "2024-03-03T12:00:00+02:00",
+        "d": "2024-03-04T06:00", "e": "1.8e+9",
+    }  # fmt: skip
+    path = write_timed(tmp_path, DATED, boundaries={"a": 0})
+    lines = "".join(f"\n    {name}: {date}" for name, date in written.items())
+    path.write_text(path.read_text().replace("\n    a: 0", lines))
+    spec = load_spec(path).split
+    assert list(spec.boundaries.values()) == [
+        "2024-03-01", "2024-03-02T12:00:00", "2024-03-03T12:00:00+02:00", "2024-03-04T06:00", 1.8e9,
+    ]  # fmt: skip
+    spans = np.array([[0.0, 1.0], [1_709_251_200.0, 1_709_251_300.0]])
+    assert assign_splits(["x", "y"], {}, spec, spans=spans) == ["train", "a"]
+    assert json.loads(spec.model_dump_json())["boundaries"] == spec.boundaries
 
 
 # --- what only shows between the specification and the rest -----------------------------------
