@@ -1,6 +1,6 @@
 """Build one bucket: its files become shards and index rows, staged for the commit.
 
-A bucket is the unit of parallel and repeated building. Its result is one Parquet file under
+A bucket is the unit of parallel and repeated building. Its result is one file under
 `staging/<plan digest>/` (`pipeline/staging.py`).
 """
 
@@ -30,8 +30,8 @@ from pipeline import (
     timeline,
 )
 from pipeline.engine import map_batches
-from pipeline.pack import pack_trials, plan_batches
 from pipeline.finish import FinishedBatch
+from pipeline.pack import pack_trials, plan_batches
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
 from pipeline.staging import BucketResult, read_staged, refresh_files, write_staged
@@ -39,7 +39,7 @@ from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
 from shards.writer import write_shard
 
-VERSION = 2
+VERSION = 3
 BATCH_BYTES = 12 * 2**20
 """Input joined for one parser call: smaller pays per call, larger costs memory and cache."""
 
@@ -91,63 +91,89 @@ def build_bucket(
         on_files: Progress.
         n_workers: Threads; by default one per processor.
     """
-    files, found = refresh_files(root, asked), read_staged(staged, store)
-    if found is not None and found.is_exactly(files):
+    found = read_staged(staged, store)
+    if found is not None and found.is_exactly(files := refresh_files(root, asked)):
         on_files(len(files), sum(file.size_bytes for file in files))
         return found.result
     tables: list[pa.Table] = []
     shards: list[ShardEntry] = []
-    refusals: list[Refusal] = []
-    batches = _prepared(root, files, recipe, refusals, on_files, n_workers)
+    read = _Read([], [])
+    batches = _prepared(root, asked, recipe, read, on_files, n_workers)
     for members in pack_trials(_segments(batches), _size_of, recipe.spec.shards.target_bytes):
         entry, rows = _write_members(store, members)
         shards.append(entry)
         tables.append(rows)
+        del members  # else this shard stays in memory until the next one is full
     table = pa.concat_tables(tables).combine_chunks() if tables else None
-    result = BucketResult(table, tuple(shards), tuple(refusals), tuple(files))
+    result = BucketResult(table, tuple(shards), tuple(read.refusals), tuple(read.files))
     write_staged(staged, asked, result)
     return result
+
+
+class _Read(NamedTuple):
+    """What becomes known while files are read: which were refused, and what each of them was."""
+
+    refusals: list[Refusal]
+    files: list[SourceFile]
 
 
 def _prepared(
     root: Path,
     files: Sequence[SourceFile],
     recipe: Recipe,
-    refusals: list[Refusal],
+    read: _Read,
     on_files: OnFiles,
     n_workers: int | None,
 ) -> Iterator[FinishedBatch]:
-    """Yield finished batches in file order, collecting refusals on the way."""
+    """Yield finished batches in file order, noting what was read on the way."""
 
-    def work(batch: range) -> FinishedBatch:
-        return prepare_files(root, files[batch.start : batch.stop], recipe)
+    def work(batch: range) -> tuple[FinishedBatch, Sequence[SourceFile]]:
+        return _prepare_as_is(root, files[batch.start : batch.stop], recipe)
 
     batches = plan_batches([file.size_bytes for file in files], BATCH_BYTES)
-    results = map_batches(work, batches, n_workers=n_workers)
-    for batch, done in zip(batches, results, strict=True):
-        refusals.extend(done.refusals)
+    for done, own in map_batches(work, batches, n_workers=n_workers):
+        read.refusals.extend(done.refusals)
+        read.files.extend(own)
         yield done
-        on_files(len(batch), sum(files[i].size_bytes for i in batch))
+        on_files(len(own), sum(file.size_bytes for file in own))
+
+
+def _prepare_as_is(
+    root: Path, files: Sequence[SourceFile], recipe: Recipe
+) -> tuple[FinishedBatch, Sequence[SourceFile]]:
+    """Prepare files as they are now, and return them so.
+
+    A reader finds out by itself that a file is not the one of the catalog. Only then are the files
+    looked at again, because a look costs as much as a tenth of reading a small file.
+    """
+    done = prepare_files(root, files, recipe)
+    if any(refusal.code == "changed_while_read" for refusal in done.refusals):
+        fresh = refresh_files(root, files)
+        if fresh != list(files):
+            return prepare_files(root, fresh, recipe), fresh
+    return done, files
 
 
 class _Segment(NamedTuple):
-    """One trial segment of a batch: its number there, and its range of rows."""
+    """One trial segment of a batch: its number there, its range of rows, and their bytes."""
 
     batch: FinishedBatch
     number: int
     start: int
     end: int
+    n_bytes: int
 
 
 def _segments(batches: Iterable[FinishedBatch]) -> Iterator[_Segment]:
     for batch in batches:
+        row_bytes = batch.row_bytes
         edges = [0, *np.cumsum(batch.n_rows).tolist()]
-        for number in range(len(batch.n_rows)):
-            yield _Segment(batch, number, edges[number], edges[number + 1])
+        for number, (start, end) in enumerate(itertools.pairwise(edges)):
+            yield _Segment(batch, number, start, end, (end - start) * row_bytes)
 
 
 def _size_of(segment: _Segment) -> int:
-    return (segment.end - segment.start) * segment.batch.row_bytes
+    return segment.n_bytes
 
 
 def _write_members(store: Path, members: Sequence[_Segment]) -> tuple[ShardEntry, pa.Table]:

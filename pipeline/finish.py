@@ -15,12 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import normalize
+from pipeline.loading import loaded_kernels
 from pipeline.normalize import Affine, batch_affine, batch_moments
 from pipeline.recipe import Recipe
 from pipeline.sections import PerTrialTarget
 from pipeline.shaped import ShapedBatch
 from pipeline.spec import DatasetSpec
-from pipeline.trials import Float32, Float64, Int64, Refusal, Table
+from pipeline.trials import Bool, Float32, Float64, Int64, Refusal, Table
 from shards.identity import trial_digest
 
 VERSION = 1
@@ -75,11 +76,10 @@ def finish_batch(shaped: ShapedBatch, recipe: Recipe) -> FinishedBatch:
     moments = batch_moments(measured, edges)
     whole = moments if len(edges) == len(shaped.trial_edges) else None
     affine = batch_affine(recipe.entries, values, shaped.trial_edges, whole)
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "values": _normalize(values, affine, np.diff(shaped.trial_edges))
-    }
+    arrays: dict[str, npt.NDArray[Any]] = {"values": _normalize(values, affine, shaped.trial_edges)}
+    packed, n_observed = _pack(shaped.observed, edges)
     if spec.clean.stores_observed():
-        arrays["observed"] = np.packbits(shaped.observed, axis=1, bitorder="little")
+        arrays["observed"] = packed
     if shaped.targets.shape[1]:
         arrays["targets"] = shaped.targets.astype(np.float32)
     if spec.categorical:
@@ -88,8 +88,8 @@ def finish_batch(shaped: ShapedBatch, recipe: Recipe) -> FinishedBatch:
     columns = _columns(shaped, trial, recipe)
     columns |= {
         "digest": _digests(shaped, trial, arrays, columns["id"], spec),
-        "n_missing": _sums(~shaped.observed, edges),
-        "n_masked": _sums(np.isnan(values), edges),
+        "n_missing": np.diff(edges) * values.shape[1] - n_observed,
+        "n_masked": _count_missing(moments["count"], np.diff(edges), values.shape[1]),
         **moments,
     }
     if affine is not None:
@@ -99,21 +99,38 @@ def finish_batch(shaped: ShapedBatch, recipe: Recipe) -> FinishedBatch:
     return FinishedBatch(arrays, np.diff(edges), table)
 
 
-def _normalize(values: Float64, affine: Affine | None, n_rows: Int64) -> Float32:
+def _normalize(values: Float64, affine: Affine | None, edges: Int64) -> Float32:
     """Return values of each trial by its affine, computed in float64 and rounded once."""
     if affine is None:
         return values.astype(np.float32)
+    kernels = loaded_kernels()
+    if kernels is not None:
+        normalized: Float32 = kernels.apply_affine(values, edges, affine.offset, affine.scale)
+        return normalized
+    n_rows = np.diff(edges)
     out = values - np.repeat(affine.offset, n_rows, axis=0)
     out /= np.repeat(affine.scale, n_rows, axis=0)
     return out.astype(np.float32)
 
 
-def _sums(flags: npt.NDArray[np.bool_], edges: Int64) -> Int64:
-    """Return how many are set in each range of rows, none of which is empty."""
-    if not flags.any():
-        return np.zeros(len(edges) - 1, np.int64)
-    total: Int64 = np.add.reduceat(np.count_nonzero(flags, axis=1), edges[:-1])
-    return total
+def _pack(flags: Bool, edges: Int64) -> tuple[npt.NDArray[np.uint8], Int64]:
+    """Return the flags of each row as bits, and how many each range of rows has set."""
+    n_rows = np.diff(edges)
+    if flags.all():
+        row = np.packbits(np.ones((1, flags.shape[1]), np.bool_), axis=1, bitorder="little")
+        return np.repeat(row, len(flags), axis=0), n_rows * flags.shape[1]
+    kernels = loaded_kernels()
+    if kernels is not None:
+        packed: tuple[npt.NDArray[np.uint8], Int64] = kernels.pack_flags(flags, edges)
+        return packed
+    n_set = np.add.reduceat(np.count_nonzero(flags, axis=1), edges[:-1])
+    return np.packbits(flags, axis=1, bitorder="little"), n_set
+
+
+def _count_missing(count: Float64, n_rows: Int64, n_channels: int) -> Int64:
+    """Return how many values of the channels are NaN, from how many are present in each."""
+    present: Int64 = count[:, :n_channels].sum(axis=1).astype(np.int64)  # whole numbers: exact
+    return n_rows * n_channels - present
 
 
 def _columns(shaped: ShapedBatch, trial: Int64, recipe: Recipe) -> dict[str, Any]:
@@ -173,17 +190,18 @@ def _digests(
     is_value = isinstance(target, PerTrialTarget) and target.task == "value"
     digests = []
     for i, (trial_id, at) in enumerate(zip(ids, trial.tolist(), strict=True)):
-        own = {name: array[bounds[i] : bounds[i + 1]] for name, array in arrays.items()}
+        begin, end = bounds[i], bounds[i + 1]
         label: str | float | None = shaped.labels[at]
         if is_value and label is not None:
             label = float(label)
+        known = shaped.attributes[at]
         digests.append(
             trial_digest(
                 trial_id,
-                own,
+                {name: array[begin:end] for name, array in arrays.items()},
                 label,
                 categories=shaped.categories[at],
-                statics={name: shaped.attributes[at].get(name) for name in spec.static},
+                statics={name: known.get(name) for name in spec.static} if spec.static else None,
             )
         )
     return digests

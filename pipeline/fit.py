@@ -20,10 +20,9 @@ from pipeline.trainrows import TrainRows
 from pipeline.trials import Bool, Float64
 from shards.affine import Delivery, Entry, channels_of, describe_entries, scope_kind
 from shards.errors import InvalidSpecError
-from shards.identity import pairs_digest
 from shards.manifest import ShardEntry
 from shards.regimes import AffineTable
-from shards.version import split_pairs
+from shards.version import split_digest
 
 
 def fit_train(
@@ -45,13 +44,13 @@ def fit_train(
     rows = TrainRows(train, shards, store)
     fit: dict[str, Any] = {
         "normalize": fit_normalization(entries, spec.normalize.regimes, names, train, rows),
-        "trials_digest": pairs_digest(split_pairs(trials, "train")),
+        "trials_digest": split_digest(trials, "train"),
         **fit_codes(spec, train),
     }
     _refuse_overflow(names, entries, fit["normalize"], trials)
     if train.num_rows == 0:
         return fit
-    target = _target_statistics(spec, merge_moments(stack_moments(train)), train, len(names))
+    target = _target_statistics(spec, train, len(names))
     return fit if target is None else {**fit, "target": target}
 
 
@@ -113,7 +112,7 @@ def _overflow(name: str, low: Float64, high: Float64) -> InvalidSpecError:
 
 
 def _target_statistics(
-    spec: DatasetSpec, merged: dict[str, Float64], train: pa.Table, n_channels: int
+    spec: DatasetSpec, train: pa.Table, n_channels: int
 ) -> dict[str, Any] | None:
     """Return mean and sd of value targets in physical units, for the trainer to standardize."""
     target = spec.windows.target
@@ -124,6 +123,7 @@ def _target_statistics(
         return {"mean": [float(labels.mean())], "sd": [float(labels.std()) or 1.0]}
     if not spec.target_columns():
         return None
+    merged = merge_moments(stack_moments(train))
     sd = merged["sd"][n_channels:]
     return {
         "mean": merged["mean"][n_channels:].tolist(),

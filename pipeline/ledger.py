@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.catalog import Catalog
-from pipeline.trials import Refusal, SourceFile
+from pipeline.filetable import FILE_FIELDS, column_list, file_columns, files_from_table
+from pipeline.trials import Refusal
 from shards.errors import CorruptStoreError, TrialShardsError
 from shards.version import parquet_bytes
 from shards.writer import replace_file
 
-_SCHEMA = pa.schema(
-    [
-        ("path", pa.utf8()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()),
-        ("trial_id", pa.utf8()), ("attributes", pa.utf8()), ("bucket", pa.int64()),
-        ("stage", pa.utf8()), ("code", pa.utf8()), ("message", pa.utf8()),
-    ]
-)  # fmt: skip
+_REFUSAL_FIELDS = (("stage", pa.utf8()), ("code", pa.utf8()), ("message", pa.utf8()))
+_SCHEMA = pa.schema([*FILE_FIELDS, *_REFUSAL_FIELDS])
 
 
 class CatalogNotFoundError(TrialShardsError, FileNotFoundError):
@@ -58,13 +55,20 @@ class Changes:
 
 def save_catalog(path: Path, catalog: Catalog) -> None:
     """Write a catalog to a Parquet file, one row per path, by one rename."""
-    rows = [*map(_file_row, catalog.files), *map(_refusal_row, catalog.refusals)]
     about = {
         "ignored": dict(catalog.ignored),
         "n_buckets": catalog.n_buckets,
         "warnings": list(catalog.warnings),
     }
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    files, refusals = file_columns(catalog.files), _refusal_columns(catalog.refusals)
+    table = pa.table(
+        [
+            files.get(name, [None] * len(catalog.files))
+            + refusals.get(name, [None] * len(catalog.refusals))
+            for name in _SCHEMA.names
+        ],
+        schema=_SCHEMA,
+    )
     replace_file(path, parquet_bytes(table.replace_schema_metadata({"catalog": json.dumps(about)})))
 
 
@@ -84,11 +88,11 @@ def load_catalog(path: Path, root: Path) -> Catalog:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         about = json.loads((table.schema.metadata or {})[b"catalog"])
-        rows = table.to_pylist()
+        accepted = pc.is_null(table["code"])
         return Catalog(
             root=root,
-            files=tuple(_as_file(row) for row in rows if row["code"] is None),
-            refusals=tuple(_as_refusal(row) for row in rows if row["code"] is not None),
+            files=files_from_table(table.filter(accepted)),
+            refusals=_as_refusals(table.filter(pc.invert(accepted))),
             ignored=about["ignored"],
             n_buckets=about["n_buckets"],
             warnings=tuple(about.get("warnings", ())),
@@ -124,25 +128,20 @@ def _keys(catalog: Catalog) -> Iterator[tuple[str, str]]:
         yield refusal.source, f"{refusal.source}|{refusal.code}|{refusal.size_bytes}"
 
 
-def _file_row(file: SourceFile) -> dict[str, Any]:
-    return {**vars(file), "attributes": json.dumps(dict(file.attributes))}
-
-
-def _refusal_row(refusal: Refusal) -> dict[str, Any]:
+def _refusal_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:
     return {
-        "path": refusal.source, "size_bytes": refusal.size_bytes, "stage": refusal.stage,
-        "code": refusal.code, "message": refusal.message,
-    }  # fmt: skip
+        "path": [refusal.source for refusal in refusals],
+        "size_bytes": [refusal.size_bytes for refusal in refusals],
+        "stage": [refusal.stage for refusal in refusals],
+        "code": [refusal.code for refusal in refusals],
+        "message": [refusal.message for refusal in refusals],
+    }
 
 
-def _as_file(row: dict[str, Any]) -> SourceFile:
-    return SourceFile(
-        path=row["path"], size_bytes=row["size_bytes"], mtime_ns=row["mtime_ns"],
-        trial_id=row["trial_id"], attributes=json.loads(row["attributes"]), bucket=row["bucket"],
-    )  # fmt: skip
-
-
-def _as_refusal(row: dict[str, Any]) -> Refusal:
-    return Refusal(
-        row["path"], row["stage"], row["code"], row["message"], size_bytes=row["size_bytes"]
+def _as_refusals(table: pa.Table) -> tuple[Refusal, ...]:
+    texts = [column_list(table, name) for name in ("path", "stage", "code", "message")]
+    sizes = column_list(table, "size_bytes")
+    return tuple(
+        Refusal(path, stage, code, message, size_bytes=size_bytes)
+        for path, stage, code, message, size_bytes in zip(*texts, sizes, strict=True)
     )

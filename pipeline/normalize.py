@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.loading import loaded_kernels
 from pipeline.sections import ForecastTarget, PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.trials import Bool, Float32, Float64, Int64
@@ -99,6 +100,10 @@ def batch_moments(values: Float64, edges: Int64) -> dict[str, Float64]:
         `count`, `shift`, `sum`, `sum_sq` (of x - shift), `min`, `max`: float64
         `[trials, columns]`; `shift` 0 and `min`, `max` NaN where nothing is present.
     """
+    kernels = loaded_kernels()
+    if kernels is not None:
+        measured: dict[str, Float64] = kernels.measure_moments(values, edges)
+        return measured
     shape = (len(edges) - 1, values.shape[1])
     moments = {name: np.empty(shape) for name in MOMENTS}
     # Column by column in contiguous memory: reduceat along rows of a matrix takes 5 times longer.
@@ -133,8 +138,9 @@ def _column_moments(column: Float64, edges: Int64) -> dict[str, Float64]:
         "shift": shift,
         "sum": np.add.reduceat(deviation, starts),
         "sum_sq": np.add.reduceat(np.multiply(deviation, deviation, out=deviation), starts),
-        "min": np.where(nothing, np.nan, np.minimum.reduceat(low, starts)),
-        "max": np.where(nothing, np.nan, np.maximum.reduceat(high, starts)),
+        # Of two zeros, the one without a sign: else which one depends on the processor.
+        "min": np.where(nothing, np.nan, np.minimum.reduceat(low, starts)) + 0.0,
+        "max": np.where(nothing, np.nan, np.maximum.reduceat(high, starts)) + 0.0,
     }
 
 
@@ -244,7 +250,8 @@ def batch_affine(
     shape = (len(edges) - 1, len(entries))
     offset, scale = np.zeros(shape), np.ones(shape)
     for (method, scope), places in chosen.items():
-        part = values[:, places]
+        by_moments = scope == "trial" and method != "robust" and moments is not None
+        part = values if by_moments else values[:, places]  # those know all that is needed
         if scope != "trial":
             own = _prefix_affine(method, part, edges, int(scope[len("prefix(") : -1]))
         else:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.clean import clean_segments
+from pipeline.loading import loaded_kernels
 from pipeline.shape import label_of
 from pipeline.shaped import COUNTS, ShapedBatch
 from pipeline.trials import Bool, Float64, Int64, RefusedError, Table
@@ -79,9 +80,9 @@ def shape_plain(
     good = np.flatnonzero(~wrong)
     if not len(good):
         return None, wrong
-    shaped, worse = shape_plain([tables[i] for i in good.tolist()], recipe)
+    fewer, worse = shape_plain([tables[i] for i in good.tolist()], recipe)
     wrong[good[worse]] = True
-    return shaped, wrong
+    return fewer, wrong
 
 
 class _Batch:
@@ -91,7 +92,7 @@ class _Batch:
         self.tables, self.recipe, self.spec = tables, recipe, recipe.spec
         self.sizes = np.array([len(table.numbers) for table in tables], np.int64)
         self.edges: Int64 = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
-        self.numbers = np.concatenate([table.numbers for table in tables])
+        self.numbers = _join([table.numbers for table in tables])
         self.raw = self._take(recipe.channels)
         self.targets = self._take(recipe.spec.target_columns())
         self.known = [dict(table.file.attributes) for table in tables]
@@ -106,12 +107,13 @@ class _Batch:
     def find_wrong(self) -> Bool:
         """Return which trials must be looked at one by one; fill in what is known of the others."""
         wrong = np.zeros(len(self.tables), np.bool_)
-        for values in (self.raw, self.targets):
-            self._mark(wrong, np.abs(values) > _LARGEST)
-        missing = np.isnan(self.raw)
+        beyond, missing = self._find_faults(self.raw)
+        wrong |= beyond > 0
         if missing.any():
-            share = self._sums(missing) / (self.sizes * self.raw.shape[1])
+            share = missing / (self.sizes * self.raw.shape[1])
             wrong |= share > self.spec.clean.drop_trial_if_missing
+        if self.targets.shape[1]:
+            wrong |= self._find_faults(self.targets)[0] > 0
         if self.spec.source.time is not None:
             self._check_time(wrong)
         for name, attribute in self.recipe.column_attributes.items():
@@ -123,11 +125,21 @@ class _Batch:
                 wrong[i] = True
         return wrong
 
+    def _find_faults(self, values: Float64) -> tuple[Int64, Int64]:
+        """Return per trial how many values float32 cannot hold, and how many are missing."""
+        kernels = loaded_kernels()
+        if kernels is not None:
+            beyond, missing = kernels.find_faults(values, self.edges, _LARGEST)
+            return beyond, missing
+        return self._sums(np.abs(values) > _LARGEST), self._sums(np.isnan(values))
+
     def _mark(self, wrong: Bool, bad: Bool) -> None:
         if bad.any():
             wrong |= self._sums(bad) > 0
 
     def _sums(self, flags: Bool) -> Int64:
+        if not flags.any():
+            return np.zeros(len(self.tables), np.int64)
         total: Int64 = np.add.reduceat(np.count_nonzero(flags, axis=1), self.edges[:-1])
         return total
 
@@ -154,17 +166,12 @@ class _Batch:
 
     def shape(self) -> tuple[ShapedBatch, Bool]:
         """Return the trials, and which of them miss values that must not be missing."""
-        changed: dict[str, object] = {"drop_trial_if_missing": 1.0}
         refuses = self.spec.clean.then == "refuse"
-        if refuses:
-            changed["then"] = "mask"
-        cleaned = clean_segments(
-            self.raw, self.edges[:-1], self.spec.clean.model_copy(update=changed)
-        )
+        values, observed = self._clean()
         n = len(self.tables)
         missing = np.zeros(n, np.bool_)
         if refuses:
-            self._mark(missing, np.isnan(cleaned.values))
+            self._mark(missing, np.isnan(values))
         spans = np.full((n, 2), np.nan)
         if self.spec.source.time is not None:
             spans = self._time()[np.stack([self.edges[:-1], self.edges[1:] - 1], axis=1)]
@@ -173,8 +180,8 @@ class _Batch:
             tables=self.tables,
             attributes=self.known,
             labels=self.labels,
-            values=cleaned.values,
-            observed=cleaned.observed,
+            values=values,
+            observed=observed,
             targets=self.targets,
             codes=np.empty((len(self.numbers), 0), np.uint16),
             categories=[()] * n,
@@ -184,3 +191,35 @@ class _Batch:
             spans=spans,
         )
         return shaped, missing
+
+    def _clean(self) -> tuple[Float64, Bool]:
+        """Return values whose gaps are filled or stay, and what the source held."""
+        clean = self.spec.clean
+        if clean.missing == "none" and clean.then != "constant":
+            return self.raw, ~np.isnan(self.raw)
+        changed: dict[str, object] = {"drop_trial_if_missing": 1.0}
+        if clean.then == "refuse":
+            changed["then"] = "mask"
+        cleaned = clean_segments(self.raw, self.edges[:-1], clean.model_copy(update=changed))
+        return cleaned.values, cleaned.observed
+
+
+def _join(parts: Sequence[Float64]) -> Float64:
+    """Return rows below each other: without a copy where they are neighbours in one matrix."""
+    whole, first = parts[0].base, parts[0]
+    if len(parts) == 1 or not isinstance(whole, np.ndarray) or whole.shape[1:] != first.shape[1:]:
+        return np.concatenate(parts)
+    if whole.dtype == first.dtype and whole.flags.c_contiguous:
+        begins = [_address(part) for part in parts if part.base is whole]
+        ends = [begin + part.nbytes for begin, part in zip(begins, parts, strict=False)]
+        if len(begins) == len(parts) and begins[1:] == ends[:-1]:
+            row_bytes, origin = whole.itemsize * whole.shape[1], _address(whole)
+            joined: Float64 = whole[
+                (begins[0] - origin) // row_bytes : (ends[-1] - origin) // row_bytes
+            ]
+            return joined
+    return np.concatenate(parts)
+
+
+def _address(array: Float64) -> int:
+    return int(array.__array_interface__["data"][0])

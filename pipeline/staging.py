@@ -1,6 +1,11 @@
-"""Finished buckets that no version holds yet: one Parquet file each, written by one rename.
+"""Finished buckets that no version holds yet: one file each, written by one rename.
 
 A staged bucket says what it was built from, so that the commit can tell whether it still fits.
+
+The file is the XXH3-128 digest of all that follows, then Arrow IPC streams: the files as they were
+read, with the rest in the metadata of the schema; the index rows; and the files as they were asked
+for, where any of them differs. Nothing is compressed: it is written once, read once, and the time
+to pack it would be half of a small file's share.
 """
 
 from __future__ import annotations
@@ -17,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import xxhash
 
+from pipeline.filetable import files_from_table, files_to_table
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
-from shards.version import parquet_bytes
 from shards.writer import replace_file
 
 KEPT_SECONDS = 24 * 3600
@@ -29,6 +34,9 @@ KEPT_SECONDS = 24 * 3600
 
 _TRANSIENT = ("unreadable", "changed_while_read")
 """Refusals that may pass although size and time of the file stay the same."""
+
+_NO_ROWS = pa.table({"id": pa.array([], pa.utf8())})
+_DIGEST_BYTES = 16
 
 log = logging.getLogger(__name__)
 
@@ -73,38 +81,81 @@ class Staged:
 
     Attributes:
         result: What it holds.
-        asked: Keys of the files as the catalog knew them when the bucket was built; a file that
-            was mended in between was read as it then was.
+        asked: The files as the catalog knew them when the bucket was built; a file that was
+            mended in between was read as it then was.
     """
 
     result: BucketResult
-    asked: tuple[str, ...]
+    asked: tuple[SourceFile, ...]
 
     def is_exactly(self, files: Sequence[SourceFile]) -> bool:
         """Return whether building these files again would give the same."""
         passing = any(refusal.code in _TRANSIENT for refusal in self.result.refusals)
-        return not passing and [f.key for f in self.result.files] == [f.key for f in files]
+        return not passing and _are_same(self.result.files, files)
 
     def covers(self, files: Sequence[SourceFile]) -> bool:
         """Return whether it was built for, or from, exactly these files of a catalog."""
-        built = {file.identity: file.key for file in self.result.files}
-        return len(built) == len(files) and all(
-            file.key in self.asked or built.get(file.identity) == file.key for file in files
+        if _are_same(self.asked, files):
+            return True
+        asked, read = (
+            {f.path: _facts(f) for f in known} for known in (self.asked, self.result.files)
         )
+        return len(read) == len(files) and all(
+            _facts(file) in (asked.get(file.path), read.get(file.path)) for file in files
+        )
+
+
+def _facts(file: SourceFile) -> tuple[object, ...]:
+    """Return what a file's part in a bucket depends on: all but the bucket's number."""
+    return file.path, file.size_bytes, file.mtime_ns, file.trial_id, file.attributes
+
+
+def _are_same(some: Sequence[SourceFile], others: Sequence[SourceFile]) -> bool:
+    return len(some) == len(others) and all(
+        a is b or _facts(a) == _facts(b) for a, b in zip(some, others, strict=True)
+    )
 
 
 def write_staged(path: Path, asked: Sequence[SourceFile], result: BucketResult) -> None:
     """Stage a bucket that was built for the catalog's files `asked`."""
     about = {
-        "asked": [file.key for file in asked],
-        "files": [vars(file) for file in result.files],
         "shards": [shard.as_dict() for shard in result.shards],
         "refusals": [refusal.as_row() for refusal in result.refusals],
         "empty": result.rows is None,
     }
-    table = pa.table({"id": pa.array([], pa.utf8())}) if result.rows is None else result.rows
-    table = table.replace_schema_metadata({"trialshards": json.dumps(about)})
-    replace_file(path, parquet_bytes(table))
+    files = files_to_table(result.files)
+    tables = [files.replace_schema_metadata({"trialshards": json.dumps(about)})]
+    tables.append(_NO_ROWS if result.rows is None else result.rows)
+    if not _are_same(asked, result.files):
+        tables.append(files_to_table(asked))
+    replace_file(path, *join_tables(tables))
+
+
+def join_tables(tables: Sequence[pa.Table]) -> tuple[bytes, memoryview]:
+    """Return tables as the content of a staged file, in two parts."""
+    sink = pa.BufferOutputStream()
+    for table in tables:
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    body = memoryview(sink.getvalue())
+    return xxhash.xxh3_128_digest(body), body
+
+
+def _split_tables(content: bytes) -> list[pa.Table]:
+    """Undo `join_tables`.
+
+    Raises:
+        ValueError: If the content is not what was written: Arrow itself trusts what it reads.
+    """
+    body = memoryview(content)[_DIGEST_BYTES:]
+    if xxhash.xxh3_128_digest(body) != content[:_DIGEST_BYTES]:
+        raise ValueError("its bytes are not those that were written")
+    source = pa.BufferReader(pa.py_buffer(body))
+    tables = []
+    while source.tell() < len(body):
+        with pa.ipc.open_stream(source) as stream:
+            tables.append(stream.read_all())
+    return tables
 
 
 def read_staged(path: Path, store: Path) -> Staged | None:
@@ -112,13 +163,15 @@ def read_staged(path: Path, store: Path) -> Staged | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        about = json.loads((table.schema.metadata or {}).get(b"trialshards", b"{}"))
+        known, rows, *asked = _split_tables(path.read_bytes())
+        about = json.loads((known.schema.metadata or {}).get(b"trialshards", b"{}"))
         shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
-        files = tuple(SourceFile(**file) for file in about["files"])
         refusals = tuple(Refusal(**row) for row in about["refusals"])
-        asked = tuple(str(key) for key in about["asked"])
-        rows = None if about["empty"] else table.replace_schema_metadata(None)
+        files = files_from_table(known)
+        result = BucketResult(
+            None if about["empty"] else rows, shards, refusals, files, reused=True
+        )
+        staged = Staged(result, files_from_table(asked[0]) if asked else files)
     except (
         OSError,
         ValueError,
@@ -130,7 +183,7 @@ def read_staged(path: Path, store: Path) -> Staged | None:
         return None
     if not all((store / "shards" / shard.digest).is_dir() for shard in shards):
         return None
-    return Staged(BucketResult(rows, shards, refusals, files, reused=True), asked)
+    return staged
 
 
 def refresh_files(root: Path, files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -142,11 +195,14 @@ def refresh_files(root: Path, files: Sequence[SourceFile]) -> list[SourceFile]:
     fresh = []
     for file in files:
         try:
-            info = os.stat(root / file.path)  # noqa: PTH116 (a third of the time of Path.stat)
+            info = os.stat(f"{root}/{file.path}")  # noqa: PTH116 (a third of the time of Path.stat)
         except OSError:
             fresh.append(file)
             continue
-        fresh.append(dataclasses.replace(file, size_bytes=info.st_size, mtime_ns=info.st_mtime_ns))
+        size_bytes, mtime_ns = info.st_size, info.st_mtime_ns
+        if (size_bytes, mtime_ns) != (file.size_bytes, file.mtime_ns):
+            file = dataclasses.replace(file, size_bytes=size_bytes, mtime_ns=mtime_ns)
+        fresh.append(file)
     return fresh
 
 

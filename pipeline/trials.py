@@ -31,7 +31,7 @@ def quote(text: str) -> str:
     return repr(cut)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One raw file as the catalog saw it.
 

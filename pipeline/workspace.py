@@ -95,6 +95,10 @@ class Workspace:
         """Return the folder of staged buckets."""
         return self.store / "staging" / plan_digest(self.recipe, n_buckets)
 
+    def staged_path(self, catalog: Catalog, bucket: int) -> Path:
+        """Return where a bucket of a catalog is kept until the commit."""
+        return self.staging(catalog.n_buckets) / f"{bucket}.arrow"
+
     def scan(self) -> Catalog:
         """Look at the raw files and keep what was found for the next steps.
 
@@ -141,7 +145,7 @@ class Workspace:
             files_of(catalog, bucket),
             self.recipe,
             self.store,
-            staged=self.staging(catalog.n_buckets) / f"{bucket}.parquet",
+            staged=self.staged_path(catalog, bucket),
             on_files=on_files,
             n_workers=n_workers,
         )
@@ -152,10 +156,9 @@ class Workspace:
         Raises:
             BucketsMissingError: If one is missing or holds other files; it names them.
         """
-        staging = self.staging(catalog.n_buckets)
         results, missing, stale = [], [], []
         for bucket in range(catalog.n_buckets):
-            staged = read_staged(staging / f"{bucket}.parquet", self.store)
+            staged = read_staged(self.staged_path(catalog, bucket), self.store)
             if staged is None:
                 missing.append(bucket)
             elif staged.covers(files_of(catalog, bucket)):
@@ -169,6 +172,8 @@ class Workspace:
 
 def files_of(catalog: Catalog, bucket: int) -> list[SourceFile]:
     """Return the files of a bucket in path order."""
+    if catalog.n_buckets == 1:
+        return list(catalog.files)
     return [file for file in catalog.files if file.bucket == bucket]
 
 

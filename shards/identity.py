@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 FORMAT_MAJOR = 1
+_IS_LITTLE = sys.byteorder == "little"
 
 
 def trial_digest(
@@ -36,31 +39,45 @@ def trial_digest(
             None where the trial has none.
     """
     state = xxhash.xxh3_128()
-
-    def add(part: bytes | memoryview) -> None:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-
-    add(trial_id.encode())
+    small = [_sized(trial_id.encode())]  # few long updates: a short one costs as much
     for name in sorted(arrays):
         rows = little_endian(arrays[name])
-        add(f"{name}|{rows.dtype.name}|{rows.shape[0]}x{rows.shape[1]}".encode())
-        add(rows.reshape(-1).view(np.uint8).data)
+        head = f"{name}|{_name_of(rows.dtype)}|{rows.shape[0]}x{rows.shape[1]}".encode()
+        state.update(b"".join([*small, _sized(head), rows.nbytes.to_bytes(8, "little")]))
+        state.update(rows.data)
+        small.clear()
     if isinstance(label, str):
-        add(b"class " + label.encode())
+        small.append(_sized(b"class " + label.encode()))
     else:
-        add(b"" if label is None else b"value " + np.float32(label).astype("<f4").tobytes())
-    add(np.float32(weight).astype("<f4").tobytes())
+        small.append(_sized(b"" if label is None else b"value " + _float32(label)))
+    small.append(_sized(_float32(weight)))
     # Only where there are any, so that trials without them keep the digests they always had.
     if categories:
-        add(b"categories " + _json([list(words) for words in categories]))
+        small.append(_sized(b"categories " + _json([list(words) for words in categories])))
     if statics:
-        add(b"statics " + _json([list(pair) for pair in statics.items()]))
+        small.append(_sized(b"statics " + _json([list(pair) for pair in statics.items()])))
+    state.update(b"".join(small))
     return state.hexdigest()
+
+
+def _sized(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "little") + part
+
+
+@functools.lru_cache(maxsize=256)
+def _float32(value: float) -> bytes:
+    return bytes(np.float32(value).astype("<f4").tobytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 def little_endian(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the rows in C order and the byte order of the format."""
+    if _IS_LITTLE and rows.dtype.isnative and rows.flags.c_contiguous:
+        return rows
     return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
 
 

@@ -76,11 +76,11 @@ def write_synced(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, *parts: bytes | memoryview) -> None:
     """Replace `path` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path.parent)
-    write_synced(temporary, content)
+    write_synced(temporary, *parts)
     temporary.replace(path)
     sync_folder(path.parent)
 

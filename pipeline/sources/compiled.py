@@ -75,9 +75,8 @@ def parse_numbers(
     if mark in _IN_NUMBERS or not body.endswith(b"\n"):
         return None
     edges = np.array([0, body.count(b"\n")])
-    parsed = _parse(
-        [body], _addresses([body]), edges, Columns(n_fields, tuple(positions)), mark, nulls
-    )
+    columns = Columns(n_fields, tuple(positions))
+    parsed = _parse([body], _spans([body], 0), edges, columns, mark, nulls)
     return None if parsed.failed.any() else parsed.numbers
 
 
@@ -98,25 +97,23 @@ def parse_raw_files(
     """
     if mark in _IN_NUMBERS or columns.n_fields < 2:
         return None
-    begins = _addresses(raws) + top
-    ends = begins + np.fromiter(map(len, raws), np.int64, len(raws)) - top
-    n_lines = np.empty(len(raws), np.int64)
-    load_kernel().count_lines(begins, ends, n_lines)
+    spans, n_lines = _spans(raws, top), np.empty(len(raws), np.int64)
+    load_kernel().count_lines(*spans, n_lines)
     edges = np.concatenate([[0], np.cumsum(n_lines)]).astype(np.int64)
     # Blanks around a field are no part of it: a spelling that has some occurs nowhere.
     spelled = [null for null in nulls if null == null.strip(" \t")]
-    return _parse(raws, begins, edges, columns, mark, spelled)
+    return _parse(raws, spans, edges, columns, mark, spelled)
 
 
 def _parse(
     raws: Sequence[bytes],
-    begins: Int64,
+    spans: tuple[Int64, Int64],
     edges: Int64,
     columns: Columns,
     mark: str,
     nulls: Sequence[str],
 ) -> ParsedFiles:
-    """Parse files from given addresses on, each of which has the rows that `edges` tells."""
+    """Parse files between given addresses, each of which has the rows that `edges` tells."""
     n_wanted = len(columns.positions)
     out, failed = np.empty((int(edges[-1]), n_wanted)), edges[1:] == edges[:-1]
     places = np.full(columns.n_fields, -1, np.int64)
@@ -124,24 +121,28 @@ def _parse(
     kernel = load_kernel()
     kept = (*_encoded(tuple(nulls), mark), kernel.powers)
     tables = _addresses(kept).tolist()
-    state = np.array([begins[0], 0, 0, 0, 0])
-    starts = None
-    while (
-        kernel.parse_files(ord(mark), *tables, places, begins, edges, failed, state, out)
-        == kernel.long
-    ):
+    state = np.array([spans[0][0], 0, 0, 0, 0])
+    given = (ord(mark), *tables, places, *spans, edges, failed)
+    while kernel.parse_files(*given, state, out) == kernel.long:
         start, end, row, field, i = state.tolist()
-        starts = _addresses(raws).tolist() if starts is None else starts
-        value = float(raws[i][start - starts[i] : end - starts[i]])
+        origin = int(spans[1][i]) - len(raws[i])
+        value = float(raws[i][start - origin : end - origin])
         failed[i] |= math.isinf(value)
         out[row, places[field]] = value
         state[:] = end + 1, 0, row + (field + 1) // len(places), (field + 1) % len(places), i
     return ParsedFiles(out, edges, failed)
 
 
+def _spans(raws: Sequence[bytes], top: int) -> tuple[Int64, Int64]:
+    """Return the addresses below the first bytes of files, and behind the last ones."""
+    begins, sizes = _addresses(raws), np.fromiter(map(len, raws), np.int64, len(raws))
+    return begins + top, begins + sizes
+
+
 def _addresses(parts: Sequence[bytes]) -> Int64:
     """Return where bytes lie, which the caller has to keep."""
-    return np.frombuffer((ctypes.c_char_p * len(parts))(*parts), np.int64)
+    pointers = (ctypes.c_char_p * len(parts))(*parts)
+    return np.frombuffer(memoryview(pointers).cast("B"), np.int64)
 
 
 def is_worth_loading(n_bytes: int) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,7 @@ __all__ = ["DelimitedLayout", "read_delimited"]
 
 _POLARS_MESSAGE_LIMIT = 80
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -94,27 +95,28 @@ def _read_files(
     root: Path, files: Sequence[SourceFile], layout: DelimitedLayout
 ) -> tuple[list[Lines | _Parsed], list[str]]:
     """Return lines to be parsed, the numbers of files that need no second look, or refusals."""
+    outcomes: list[Lines | _Parsed]
     if not is_worth_loading(0):  # bytes are counted where lines are parsed
-        lines = [_guard(lambda: read_lines(root, file, layout)) for file in files]
-        return lines, [o.xxh3 if isinstance(o, Lines) else "" for o in lines]
+        outcomes = [_guard(read_lines, root, file, layout) for file in files]
+        return outcomes, [o.xxh3 if isinstance(o, Lines) else "" for o in outcomes]
     folder = str(root)
-    raws = [_guard(lambda: read_stable(folder, file)) for file in files]
+    raws = [_guard(read_stable, folder, file) for file in files]
     digests = [xxhash.xxh3_128_hexdigest(r) if isinstance(r, bytes) else "" for r in raws]
-    outcomes: list[Lines | _Parsed] = []
     plain = _parse_plain([r if isinstance(r, bytes) else None for r in raws], layout)
+    outcomes = []
     for raw, digest, numbers in zip(raws, digests, plain, strict=True):
         if isinstance(raw, RefusedError):
             outcomes.append(raw)
         elif numbers is not None:
             outcomes.append(_Rows(numbers, NO_TEXT))
         else:
-            outcomes.append(_guard(lambda: account_lines(raw, digest, layout)))
+            outcomes.append(_guard(account_lines, raw, digest, layout))
     return outcomes, digests
 
 
-def _guard(read: Callable[[], T]) -> T | RefusedError:
+def _guard(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RefusedError:
     try:
-        return read()
+        return read(*args, **kwargs)
     except RefusedError as refused:
         return refused
     except MemoryError:
