@@ -2,24 +2,26 @@
 
 A staged bucket says what it was built from, so that the commit can tell whether it still fits.
 
-The file is the XXH3-128 digest of all that follows, then Arrow IPC streams: the files as they were
-read, with the rest in the metadata of the schema; the index rows; and the files as they were asked
-for, where any of them differs. Nothing is compressed: it is written once, read once, and the time
-to pack it would be half of a small file's share.
+The file is a sequence of Arrow IPC streams, then the XXH3-128 digest of them: the files as they
+were read, with the rest in the metadata of the schema; the index rows; and the files as they were
+asked for, where any of them differs. Nothing is compressed: it is written once and read once, and
+to pack it would take longer than to write it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import xxhash
@@ -27,7 +29,7 @@ import xxhash
 from pipeline.filetable import files_from_table, files_to_table
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
-from shards.writer import replace_file
+from shards.writer import replacing
 
 KEPT_SECONDS = 24 * 3600
 """How long the staging of another specification is left alone: a build may be under way there."""
@@ -128,27 +130,50 @@ def write_staged(path: Path, asked: Sequence[SourceFile], result: BucketResult) 
     tables.append(_NO_ROWS if result.rows is None else result.rows)
     if not _are_same(asked, result.files):
         tables.append(files_to_table(asked))
-    replace_file(path, *join_tables(tables))
+    with replacing(path) as file:
+        write_tables(file, tables)
 
 
-def join_tables(tables: Sequence[pa.Table]) -> tuple[bytes, memoryview]:
-    """Return tables as the content of a staged file, in two parts."""
-    sink = pa.BufferOutputStream()
+def write_tables(file: BinaryIO, tables: Sequence[pa.Table]) -> None:
+    """Write tables as the content of a staged file."""
+    digest = xxhash.xxh3_128()
+
+    def write(part: bytes) -> None:
+        digest.update(part)
+        file.write(part)
+
+    # Through to the file: joined in memory first, they would take their size once more.
+    sink = pa.PythonFile(_Writing(write), mode="w")
     for table in tables:
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
-    body = memoryview(sink.getvalue())
-    return xxhash.xxh3_128_digest(body), body
+    file.write(digest.digest())
+
+
+class _Writing(io.RawIOBase):
+    """A file that passes on what is written to it."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        """Return that it can be written to."""
+        return True
+
+    def write(self, part: Any) -> int:
+        """Pass a part on."""
+        self._write(part)
+        return len(part)
 
 
 def _split_tables(content: bytes) -> list[pa.Table]:
-    """Undo `join_tables`.
+    """Undo `write_tables`.
 
     Raises:
         ValueError: If the content is not what was written: Arrow itself trusts what it reads.
     """
-    body = memoryview(content)[_DIGEST_BYTES:]
-    if xxhash.xxh3_128_digest(body) != content[:_DIGEST_BYTES]:
+    body = memoryview(content)[:-_DIGEST_BYTES]
+    if xxhash.xxh3_128_digest(body) != content[-_DIGEST_BYTES:]:
         raise ValueError("its bytes are not those that were written")
     source = pa.BufferReader(pa.py_buffer(body))
     tables = []

@@ -50,7 +50,7 @@ def trial_digest(
         small.append(_sized(b"class " + label.encode()))
     else:
         small.append(_sized(b"" if label is None else b"value " + _float32(label)))
-    small.append(_sized(_float32(weight)))
+    small.append(_FULL_WEIGHT if weight == 1.0 else _sized(_float32(weight)))
     # Only where there are any, so that trials without them keep the digests they always had.
     if categories:
         small.append(_sized(b"categories " + _json([list(words) for words in categories])))
@@ -64,9 +64,11 @@ def _sized(part: bytes) -> bytes:
     return len(part).to_bytes(8, "little") + part
 
 
-@functools.lru_cache(maxsize=256)
 def _float32(value: float) -> bytes:
     return bytes(np.float32(value).astype("<f4").tobytes())
+
+
+_FULL_WEIGHT = _sized(_float32(1.0))
 
 
 @functools.lru_cache(maxsize=64)

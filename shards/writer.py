@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -76,13 +76,27 @@ def write_synced(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace `path` atomically."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file to write to, which takes the place of `path` at the end, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path.parent)
-    write_synced(temporary, *parts)
-    temporary.replace(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace `path` atomically."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def claim_folder(temporary: Path, final: Path) -> bool:

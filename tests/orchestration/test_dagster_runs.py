@@ -283,7 +283,7 @@ def test_a_failing_bucket_stops_no_other_and_can_be_built_alone(
     write = buckets_module._write_members
 
     def failing(store, members):
-        if bad & {member.row["id"] for member in members}:
+        if bad & {member.batch.rows["id"][member.number].as_py() for member in members}:
             raise OSError(28, "No space left on device")
         return write(store, members)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
@@ -69,6 +69,19 @@ def test_the_default_id_is_the_path_below_the_fixed_folders_without_suffix(
     files: str, path: str, trial_id: str
 ):
     assert identify_trial(path, SourceSpec(files=files)) == (trial_id, {})
+
+
+NAMES = st.text("ab.GgZzSsTt", min_size=1, max_size=12).filter(lambda name: name[0] != ".")
+
+
+@given(st.lists(NAMES, min_size=1, max_size=3))
+def test_a_suffix_is_what_pathlib_says(parts: list[str]):
+    path = "/".join(parts)
+    below = PurePosixPath(path)
+    while below.suffix.lower() in (".gz", ".zst"):
+        below = below.with_suffix("")
+    wanted = below.with_suffix("").as_posix()
+    assert identify_trial(f"raw/{path}", SourceSpec(files="raw/**/*")) == (wanted, {})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trialfolders import make_spec
 
-from pipeline import kernels, normalize, plain, prepare
+from pipeline import kernels, loading, normalize, plain, prepare
 from pipeline.finish import FinishedBatch
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
@@ -150,3 +150,25 @@ def test_compiled_moments_have_the_bits_of_numpy(
     wanted = normalize.batch_moments(values, edges)
     for name, got in kernels.measure_moments(values, edges).items():
         assert got.tobytes() == wanted[name].tobytes(), name
+
+
+def test_a_broken_compiler_leaves_the_arithmetic_to_numpy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise ImportError("no numba here")
+
+    monkeypatch.setattr(compiled, "is_worth_loading", lambda n_bytes: True)
+    monkeypatch.setattr(kernels, "warm_up", broken)
+    loading._load.cache_clear()
+    try:
+        assert loading.loaded_kernels() is None
+        assert "numpy computes" in caplog.text
+        assert normalize.measure_moments(np.ones((3, 1)))["count"] == 3
+    finally:
+        loading._load.cache_clear()
+
+
+def test_small_builds_do_not_load_compiled_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "is_worth_loading", lambda n_bytes: False)
+    assert loading.loaded_kernels() is None

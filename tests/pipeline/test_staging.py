@@ -21,11 +21,11 @@ from pipeline.staging import (
     KEPT_SECONDS,
     BucketResult,
     Staged,
-    join_tables,
     read_staged,
     refresh_files,
     remove_old_staging,
     write_staged,
+    write_tables,
 )
 from pipeline.trials import Refusal, SourceFile
 from pipeline.workspace import Workspace
@@ -209,7 +209,8 @@ NO_ROWS = pa.table({"id": pa.array([], pa.utf8())})
 def read_with(path: Path, about: bytes | None, *tables: pa.Table) -> Staged | None:
     first, *rest = tables or (NO_FILES, NO_ROWS)
     first = first.replace_schema_metadata(about and {"trialshards": about})
-    path.write_bytes(b"".join(join_tables([first, *rest])))
+    with path.open("wb") as file:
+        write_tables(file, [first, *rest])
     return read_staged(path, path.parent)
 
 
@@ -293,6 +294,35 @@ def test_an_unreadable_file_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     again = space.build_bucket(catalog, 0)
     assert (again.n_trials, again.refusals, again.reused) == (3, (), False)
     assert space.build_bucket(catalog, 0).reused
+
+
+def test_files_are_read_as_they_are_now_and_looked_at_again_only_if_one_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_trials(tmp_path, 6)
+    space, again = space_of(tmp_path), []
+    catalog = space.scan()
+    refresh = buckets_module.refresh_files
+
+    def counting(root: Path, files: list[SourceFile]) -> list[SourceFile]:
+        again.append(len(files))
+        return refresh(root, files)
+
+    monkeypatch.setattr(buckets_module, "refresh_files", counting)
+    plain = space.build_bucket(catalog, 0)
+    assert (plain.files, again) == (catalog.files, [])
+    (tmp_path / catalog.files[2].path).write_text("x,y\n1,2\n3,4\n5,6\n7,8\n")
+    (tmp_path / catalog.files[4].path).unlink()
+    space.staged_path(catalog, 0).unlink()
+    mended = space.build_bucket(catalog, 0, n_workers=1)
+    assert again == [6]
+    assert mended.files == tuple(refresh(tmp_path, catalog.files))
+    assert [(r.source, r.code) for r in mended.refusals] == [(catalog.files[4].path, "unreadable")]
+    sizes = dict(
+        zip(*(mended.rows[name].to_pylist() for name in ("source", "n_rows")), strict=True)
+    )
+    assert sizes[catalog.files[2].path] == 4
+    assert list(sizes) == [f.path for f in catalog.files if f != catalog.files[4]]
 
 
 def test_refreshing_reads_size_and_time_anew_and_keeps_what_is_gone(tmp_path: Path):

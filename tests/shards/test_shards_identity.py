@@ -3,6 +3,7 @@
 import struct
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import xxhash
 from hypothesis import given
@@ -18,6 +19,7 @@ from shards.identity import (
     trial_digest,
 )
 from shards.manifest import TargetSchema
+from shards.version import split_digest
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 SPLITS = ["train", "val", "train", "test", "train", "test", "val", "train"]
@@ -235,3 +237,24 @@ def test_pairs_are_ordered_and_schemas_are_not():
 def test_json_that_no_other_reader_takes_is_never_hashed():
     with pytest.raises(ValueError, match="Out of range"):
         canonical_json({"offset": float("nan")})
+
+
+# --- whole tables at once -------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=9), st.text("0123456789abcdef", max_size=5))),
+    st.lists(st.integers(0, 2), max_size=3),
+)
+def test_a_table_has_the_digest_of_its_pairs(pairs: list[tuple[str, str]], cuts: list[int]):
+    sides = [("train", "test")[number % 2] for number in range(len(pairs))]
+    columns = [*zip(*pairs, strict=True)] or [(), ()]
+    table = pa.table(
+        {"id": columns[0], "digest": columns[1], "split": sides},
+        schema=pa.schema(dict.fromkeys(("id", "digest", "split"), pa.utf8())),
+    )
+    pieces = [table.slice(0, len(cuts)), table.slice(len(cuts))]
+    for split in ("train", "test", "none"):
+        own = [pair for pair, side in zip(pairs, sides, strict=True) if side == split]
+        assert split_digest(table, split) == pairs_digest(own)
+        assert split_digest(pa.concat_tables(pieces), split) == pairs_digest(own)

@@ -1,0 +1,69 @@
+"""Source files as columns of a table: how catalogs and staged buckets keep them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.trials import SourceFile
+
+FILE_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("path", pa.utf8()),
+    ("size_bytes", pa.int64()),
+    ("mtime_ns", pa.int64()),
+    ("trial_id", pa.utf8()),
+    ("attributes", pa.utf8()),  # JSON
+    ("bucket", pa.int64()),
+)
+
+
+def file_columns(files: Sequence[SourceFile]) -> dict[str, list[Any]]:
+    """Return one list per field."""
+    # Many files have the same attributes, and then often the same mapping.
+    texts = {id(kept): json.dumps(dict(kept)) for kept in _distinct(files)}
+    return {
+        "path": [file.path for file in files],
+        "size_bytes": [file.size_bytes for file in files],
+        "mtime_ns": [file.mtime_ns for file in files],
+        "trial_id": [file.trial_id for file in files],
+        "attributes": [texts[id(file.attributes)] for file in files],
+        "bucket": [file.bucket for file in files],
+    }
+
+
+def _distinct(files: Sequence[SourceFile]) -> Iterable[Mapping[str, str]]:
+    return {id(file.attributes): file.attributes for file in files}.values()
+
+
+def files_to_table(files: Sequence[SourceFile]) -> pa.Table:
+    """Return a table with one row per file."""
+    columns = file_columns(files)
+    return pa.table([columns[name] for name, _ in FILE_FIELDS], schema=pa.schema(FILE_FIELDS))
+
+
+def files_from_table(table: pa.Table) -> tuple[SourceFile, ...]:
+    """Undo `files_to_table`.
+
+    Raises:
+        KeyError: If a column is missing.
+        TypeError: If a cell is empty.
+        ValueError: If attributes are no JSON.
+    """
+    known: dict[str, dict[str, str]] = {}
+    for text in table["attributes"].unique().to_pylist():
+        known[text] = json.loads(text)
+    lists = [column_list(table, name) for name, _ in FILE_FIELDS]
+    lists[4] = [known[text] for text in lists[4]]
+    return tuple(map(SourceFile, *lists))
+
+
+def column_list(table: pa.Table, name: str) -> list[Any]:
+    """Return a column as a list; for many rows this is much faster than Arrow's own way."""
+    column = table[name]
+    if pa.types.is_integer(column.type) and column.null_count:
+        raise TypeError(f"column {name!r} has empty cells")
+    values: list[Any] = column.to_numpy().tolist()
+    return values
