@@ -132,11 +132,11 @@ def write_spec(folder: Path, mark: str) -> None:
 
 
 def prepare_ours(folder: Path, mark: str, _: int) -> Callable[[], int]:
+    from pipeline import loading
     from pipeline.build import build
-    from pipeline.sources import compiled
 
     # As in a process that has read enough: below LOAD_BYTES polars parses and numpy computes.
-    compiled.is_worth_loading(compiled.LOAD_BYTES + 1)
+    loading.is_worth_loading(loading.LOAD_BYTES + 1)
     warm_up(folder, mark, build)
     write_spec(folder, mark)
     shutil.rmtree(folder / "store", ignore_errors=True)

@@ -7,7 +7,7 @@ out are the same, bit for bit, by either way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ import polars as pl
 
 from pipeline.clean import clean_segments
 from pipeline.loading import loaded_kernels
+from pipeline.rowwise import derive_rows
 from pipeline.shape import label_of
 from pipeline.shaped import COUNTS, ShapedBatch
 from pipeline.trials import Bool, Float64, Int64, RefusedError, Table
@@ -23,18 +24,18 @@ from pipeline.trials import Bool, Float64, Int64, RefusedError, Table
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.sections import TimeSpec
-    from pipeline.spec import DatasetSpec
 
 VERSION = 1
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def is_plain(spec: DatasetSpec) -> bool:
+def is_plain(recipe: Recipe) -> bool:
     """Return whether a data set's trials can be shaped many at once."""
-    clean = spec.clean
+    spec, clean = recipe.spec, recipe.spec.clean
     return not (
         not _is_plain_time(spec.source.time)
-        or spec.derive
+        or not recipe.is_row_wise
+        or recipe.runs_attributes
         or spec.categorical
         or spec.static
         or spec.source.holds_many
@@ -93,20 +94,43 @@ class _Batch:
         self.sizes = np.array([len(table.numbers) for table in tables], np.int64)
         self.edges: Int64 = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.numbers = _join([table.numbers for table in tables])
-        self.raw = self._take(recipe.channels)
-        self.targets = self._take(recipe.spec.target_columns())
+        self.raw = self.targets = self.numbers[:, :0]
         self.known = [dict(table.file.attributes) for table in tables]
         self.labels: list[str | None] = [None] * len(tables)
 
-    def _take(self, names: Sequence[str]) -> Float64:
+    def _take(self, names: Sequence[str], derived: Mapping[str, Float64]) -> Float64:
         """Return columns; the matrix itself where they are all of it."""
-        places = [self.tables[0].names.index(name) for name in names]
+        own = self.tables[0].names
+        if derived:
+            columns = [derived.get(name) for name in names]
+            taken = np.empty((len(self.numbers), len(names)))
+            for place, (name, column) in enumerate(zip(names, columns, strict=True)):
+                taken[:, place] = self.numbers[:, own.index(name)] if column is None else column
+            return taken
+        places = [own.index(name) for name in names]
         whole = places == list(range(self.numbers.shape[1]))
         return self.numbers if whole else self.numbers[:, places]
+
+    def _derive(self) -> bool:
+        """Fill in the channels and targets, unless trials must be looked at one by one."""
+        derived: Mapping[str, Float64] | None = {}
+        if self.recipe.derivations:
+            derived = derive_rows(self.recipe, self.tables, self.numbers, self.sizes, self.known)
+        if derived is None:
+            return False
+        self.raw = self._take(self.recipe.channels, derived)
+        self.targets = self._take(self.spec.target_columns(), derived)
+        return True
 
     def find_wrong(self) -> Bool:
         """Return which trials must be looked at one by one; fill in what is known of the others."""
         wrong = np.zeros(len(self.tables), np.bool_)
+        for name, attribute in self.recipe.column_attributes.items():
+            self._read_attribute(name, attribute.column, wrong)
+        if wrong.any():  # the others come again, without these
+            return wrong
+        if not self._derive():
+            return ~wrong
         beyond, missing = self._find_faults(self.raw)
         wrong |= beyond > 0
         if missing.any():
@@ -116,8 +140,6 @@ class _Batch:
             wrong |= self._find_faults(self.targets)[0] > 0
         if self.spec.source.time is not None:
             self._check_time(wrong)
-        for name, attribute in self.recipe.column_attributes.items():
-            self._read_attribute(name, attribute.column, wrong)
         for i in np.flatnonzero(~wrong).tolist():
             try:
                 self.labels[i] = label_of(self.spec, self.known[i])

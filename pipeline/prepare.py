@@ -37,7 +37,7 @@ def prepare_files(root: Path, files: Sequence[SourceFile], recipe: Recipe) -> Fi
     tables, refused = read_tables_of(root, files, recipe)
     if recipe.runs_attributes:
         tables, refused = _refuse_miscounted(tables, refused, recipe)
-    if tables and is_plain(recipe.spec):
+    if tables and is_plain(recipe):
         shaped, wrong = shape_plain(tables, recipe)
         faults = [o for i in np.flatnonzero(wrong) for o in _shape(tables[i], recipe)]
         reasons = [fault for fault in faults if isinstance(fault, Refusal)]

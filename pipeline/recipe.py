@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.causal import check_causal
 from pipeline.derive import Derivations, check_calendar
 from pipeline.normalize import check_normalization
+from pipeline.rowwise import is_row_wise
 from pipeline.sections import ColumnAttribute, PerTrialTarget, RunsAttribute
 from pipeline.sources.columnar import ColumnarLayout
 from pipeline.sources.delimited import DelimitedLayout
@@ -53,6 +54,11 @@ class Recipe:
     def derivations(self) -> Derivations:
         """Derived columns, parsed."""
         return Derivations.of(self.spec.derive, self.root)
+
+    @cached_property
+    def is_row_wise(self) -> bool:
+        """Whether every derived column looks at its own row alone."""
+        return is_row_wise(self.derivations)
 
     @cached_property
     def derive_inputs(self) -> list[str]:

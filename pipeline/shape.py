@@ -176,8 +176,7 @@ def _column_values(table: Table, recipe: Recipe) -> dict[str, str]:
             raise RefusedError(
                 "attribute_not_constant",
                 f"column {column!r} (attribute {name!r}) has {len(distinct)} values ({shown}); "
-                "wanted one per trial"
-                + ("." if distinct else f", or attributes.{name}.default."),
+                "wanted one per trial" + ("." if distinct else f", or attributes.{name}.default."),
                 column=column,
             )
         values[name] = distinct[0]

@@ -22,12 +22,7 @@ import numpy as np
 from pipeline.sources.layout import Columns
 from pipeline.trials import Bool, Float64, Int64
 
-LOAD_BYTES = 128 * 2**20
-"""Loading the compiled code takes 0.7 s, and 3 s where it is not on disk yet; it saves polars
-3 ms (many digits) to 6 ms (many missing) per MB of text."""
-
 _LOCK = threading.Lock()
-_BYTES_SEEN = [0]
 _IN_NUMBERS = "0123456789+-.eEnNaA"
 
 
@@ -143,17 +138,6 @@ def _addresses(parts: Sequence[bytes]) -> Int64:
     """Return where bytes lie, which the caller has to keep."""
     pointers = (ctypes.c_char_p * len(parts))(*parts)
     return np.frombuffer(memoryview(pointers).cast("B"), np.int64)
-
-
-def is_worth_loading(n_bytes: int) -> bool:
-    """Return whether bodies of `n_bytes` should be parsed by the compiled code.
-
-    True as soon as the bodies that were asked about would have paid for loading it: whatever is
-    still to come, this process then spends at most twice what it had to. The numbers are the same
-    either way.
-    """
-    _BYTES_SEEN[0] += n_bytes  # a sum that threads get slightly wrong does no harm
-    return _BYTES_SEEN[0] > LOAD_BYTES
 
 
 def load_kernel() -> _Kernel:

@@ -18,7 +18,8 @@ import polars as pl
 import xxhash
 from polars.exceptions import PanicException
 
-from pipeline.sources.compiled import is_worth_loading, parse_numbers
+from pipeline.loading import is_worth_loading
+from pipeline.sources.compiled import parse_numbers
 from pipeline.sources.lines import (
     DelimitedLayout,
     Lines,

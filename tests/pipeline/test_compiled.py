@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources import compiled, delimited
+from pipeline import loading
+from pipeline.sources import delimited
 from pipeline.sources.compiled import parse_numbers
 from pipeline.sources.delimited import DelimitedLayout, read_delimited
 from pipeline.trials import SourceFile
@@ -256,6 +257,6 @@ def test_a_broken_compiler_refuses_no_file(tmp_path, monkeypatch, caplog):
 
 
 def test_the_compiled_code_is_loaded_once_it_has_paid(monkeypatch):
-    monkeypatch.setattr(compiled, "_BYTES_SEEN", [0])
-    half = compiled.LOAD_BYTES // 2
-    assert [compiled.is_worth_loading(half) for _ in range(4)] == [False, False, True, True]
+    monkeypatch.setattr(loading, "_BYTES_SEEN", [0])
+    half = loading.LOAD_BYTES // 2
+    assert [loading.is_worth_loading(half) for _ in range(4)] == [False, False, True, True]

@@ -138,8 +138,6 @@ def _replace_by_folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("happens", "code"),
     [
-        (_append, "changed_while_read"),
-        (_touch, "changed_while_read"),
         (Path.unlink, "unreadable"),
         (_replace_by_folder, "not_a_file"),
     ],
@@ -155,6 +153,38 @@ def test_what_happens_between_the_scan_and_the_read_refuses_that_file(
     assert not ON_OPEN
     assert [(r.source, r.code) for r in report.refusals] == [("raw/bad.csv", code)]
     assert "build again" in report.refusals[0].message or code == "not_a_file"
+    check_good(store)
+
+
+@pytest.mark.parametrize("happens", [_append, _touch])
+def test_a_file_that_changed_once_since_the_scan_is_read_as_it_is_now(
+    happens: Callable[[Path], None], tmp_path: Path
+):
+    spec = good_folder(tmp_path)
+    late = tmp_path / "raw" / "late.csv"
+    late.write_text(GOOD)
+    ON_OPEN[str(late)] = lambda: happens(late)
+    report, store = build_checked(spec, tmp_path / "store")
+    assert not ON_OPEN
+    assert report.refusals == ()
+    wanted = late.read_text().count("\n") - 1
+    assert len(store.trial_rows(store.trial_number("late"))) == wanted
+
+
+def test_a_file_that_goes_on_growing_is_refused(tmp_path: Path):
+    spec = good_folder(tmp_path)
+    live = tmp_path / "raw" / "live.csv"
+    live.write_text(GOOD)
+
+    def grow() -> None:
+        _append(live)
+        ON_OPEN[str(live)] = grow
+
+    ON_OPEN[str(live)] = grow
+    report, store = build_checked(spec, tmp_path / "store")
+    ON_OPEN.clear()
+    assert [(r.source, r.code) for r in report.refusals] == [("raw/live.csv", "changed_while_read")]
+    assert "build again" in report.refusals[0].message
     check_good(store)
 
 

@@ -19,7 +19,6 @@ from pipeline import kernels, loading, normalize, plain, prepare
 from pipeline.finish import FinishedBatch
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
-from pipeline.sources import compiled
 from pipeline.trials import SourceFile
 
 CHANNELS = ("x", "y", "z")
@@ -81,6 +80,11 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
         "windows": {"length": 4, "target": target},
     }
     if draw(st.booleans()):
+        changes["derive"] = {"d": "x * y - w", "e": "COALESCE(y, d, 0)", "renamed": "w"}
+        changes["channels"] += ["d", "renamed", "e"][: draw(st.integers(1, 3))]
+        if target["kind"] == "per_step":
+            changes["channels"] = [name for name in changes["channels"] if name != "w"]
+    if draw(st.booleans()):
         changes["source"] = {"time": {"column": "t", "format": "number"}}
     if target["kind"] == "per_trial" or draw(st.booleans()):
         changes["attributes"] = {"tag": {"column": "tag"}}
@@ -91,9 +95,9 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
 def built(*, at_once: bool, with_kernels: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not at_once:
-            patch.setattr(prepare, "is_plain", lambda spec: False)
-        for module in ("compiled", "delimited"):
-            name = f"pipeline.sources.{module}.is_worth_loading"
+            patch.setattr(prepare, "is_plain", lambda recipe: False)
+        for module in ("loading", "sources.delimited"):
+            name = f"pipeline.{module}.is_worth_loading"
             patch.setattr(name, lambda n_bytes: with_kernels)
         yield
 
@@ -121,7 +125,7 @@ def test_all_at_once_as_one_by_one(
         (root / f"{number}.csv").write_bytes(text.encode())
     files = [source(root, number) for number in range(len(texts))]
     recipe = Recipe(make_spec(**changes), root).check()
-    assert plain.is_plain(recipe.spec)
+    assert plain.is_plain(recipe)
     found = {}
     for ways in itertools.product((True, False), (True, False)):
         with built(at_once=ways[0], with_kernels=ways[1]):
@@ -136,7 +140,7 @@ def test_compiled_moments_have_the_bits_of_numpy(
     n_columns: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numpy sums by halves and in lanes: its order is that of the kernels, whatever the length."""
-    monkeypatch.setattr(compiled, "is_worth_loading", lambda n_bytes: False)
+    monkeypatch.setattr(loading, "is_worth_loading", lambda n_bytes: False)
     rng = np.random.default_rng(n_columns)
     sizes = [*range(1, 20), *range(120, 140), 255, 256, 257, 258, 1000, 1025, 5000, 1, 2]
     edges = np.cumsum([0, *sizes])
@@ -158,7 +162,7 @@ def test_a_broken_compiler_leaves_the_arithmetic_to_numpy(
     def broken() -> None:
         raise ImportError("no numba here")
 
-    monkeypatch.setattr(compiled, "is_worth_loading", lambda n_bytes: True)
+    monkeypatch.setattr(loading, "is_worth_loading", lambda n_bytes: True)
     monkeypatch.setattr(kernels, "warm_up", broken)
     loading._load.cache_clear()
     try:
@@ -170,5 +174,5 @@ def test_a_broken_compiler_leaves_the_arithmetic_to_numpy(
 
 
 def test_small_builds_do_not_load_compiled_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "is_worth_loading", lambda n_bytes: False)
+    monkeypatch.setattr(loading, "is_worth_loading", lambda n_bytes: False)
     assert loading.loaded_kernels() is None
