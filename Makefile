@@ -63,8 +63,8 @@ format: setup  ## rewrite the code in the house style
 
 bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/read.py
-
 	$(BIN)/python bench/dagster.py
+	$(BIN)/python bench/ingest.py --many 100000
 
 soak: setup  ## the long trials of the tests: 10,000 damaged files, read and built
 	$(BIN)/python tests/soak/ingest.py --count 10000 --out bench/results/soak_ingest.json

@@ -89,20 +89,6 @@ def pack_flags(flags: Flags, offsets: Offsets) -> tuple[Bits, Offsets]:
     return packed, n_set
 
 
-def forward_fill(values: Float64, offsets: Offsets, limit: int | None) -> Float64:
-    """Carry each value on over at most `limit` missing rows of its trial (all when None)."""
-    out = np.empty_like(values)
-    _compiled(_fill_forward)(values, offsets, len(values) if limit is None else limit, out)
-    return out
-
-
-def interpolate(values: Float64, offsets: Offsets, limit: int | None) -> Float64:
-    """Fill gaps of at most `limit` rows linearly in the row number; edges stay missing."""
-    out = values.copy()
-    _compiled(_fill_between)(values, offsets, len(values) if limit is None else limit, out)
-    return out
-
-
 def _own(array: A) -> A:
     """Return the array if it is as compiled code knows it, else a copy that is."""
     owned: A = np.require(array, requirements=("C", "W"))
@@ -295,36 +281,3 @@ def _fill_affine(
             for column in range(values.shape[1]):
                 centred = values[row, column] - offset[trial, column]
                 out[row, column] = centred / scale[trial, column]
-
-
-def _fill_forward(values: Float64, offsets: Offsets, limit: int, out: Float64) -> None:
-    n_columns = values.shape[1]
-    for trial in range(len(offsets) - 1):
-        last = np.full(n_columns, np.nan)
-        age = np.zeros(n_columns, np.int64)
-        for row in range(offsets[trial], offsets[trial + 1]):
-            for column in range(n_columns):
-                value = values[row, column]
-                if np.isnan(value):
-                    age[column] += 1
-                    out[row, column] = last[column] if age[column] <= limit else np.nan
-                else:
-                    out[row, column] = last[column] = value
-                    age[column] = 0
-
-
-def _fill_between(values: Float64, offsets: Offsets, limit: int, out: Float64) -> None:
-    n_columns = values.shape[1]
-    for trial in range(len(offsets) - 1):
-        last = np.full(n_columns, -1, np.int64)
-        for row in range(offsets[trial], offsets[trial + 1]):
-            for column in range(n_columns):
-                value, start = values[row, column], last[column]
-                if np.isnan(value):
-                    continue
-                if start >= 0 and 1 < row - start <= limit + 1:
-                    before = values[start, column]
-                    slope = (value - before) / (row - start)  # as numpy.interp rounds it
-                    for between in range(start + 1, row):
-                        out[between, column] = slope * (between - start) + before
-                last[column] = row

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -17,6 +18,18 @@ SECONDS = {
     "w": 604800.0,
 }  # fmt: skip
 """Seconds of one unit of time."""
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"got {value!r}; wanted an IANA zone such as Europe/Berlin.") from error
+    return value
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+"""An IANA time zone."""
 
 
 class Model(BaseModel):

@@ -7,11 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
-from pipeline.sections.base import Model, Name, PositiveInt
+from pipeline.sections.base import Model, Name, PositiveInt, Zone
 
 
 class ChannelSpec(Model):
@@ -97,19 +96,8 @@ class Calendar(Model):
 
     calendar: Literal["minute", "hour", "weekday", "day", "month", "yearday"]
     form: Literal["number", "sin", "cos"] = "number"
-    zone: str | None = None
+    zone: Zone | None = None
     """IANA time zone in which days begin; None: that of source.time, else UTC."""
-
-    @field_validator("zone")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        try:
-            ZoneInfo(value or "UTC")
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(
-                f"got {value!r}; wanted an IANA time zone such as Europe/Berlin."
-            ) from error
-        return value
 
 
 _BY_KEY: dict[str, type[Model]] = {

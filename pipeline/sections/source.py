@@ -6,11 +6,10 @@ import codecs
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.sections.base import AnyDuration, Model, Name, PositiveInt
+from pipeline.sections.base import AnyDuration, Model, Name, PositiveInt, Zone
 
 COMPRESSED = (".gz", ".zst")
 """Suffixes that say nothing of what is inside."""
@@ -44,7 +43,7 @@ class TimeSpec(Model):
     beginning, hours without bound; else a pattern of strptime, such as `%d.%m.%Y %H:%M`."""
     unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] | None = None
     """What one unit of a number is; None: nobody knows, and durations are plain numbers."""
-    zone: str | None = None
+    zone: Zone | None = None
     """IANA time zone of dates that name none, such as `Europe/Berlin`. None: UTC."""
     unsorted: Literal["refuse", "sort"] = "refuse"
     duplicates: Literal["refuse", "first", "last", "mean"] = "refuse"
@@ -52,17 +51,6 @@ class TimeSpec(Model):
     max_gap: AnyDuration | None = None
     """A longer gap between rows ends a segment, which no window crosses."""
     resample: ResampleSpec | None = None
-
-    @field_validator("zone")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        try:
-            ZoneInfo(value or "UTC")
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(
-                f"got {value!r}; wanted an IANA time zone such as Europe/Berlin."
-            ) from error
-        return value
 
     @property
     def in_seconds(self) -> bool:

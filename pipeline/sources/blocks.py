@@ -17,7 +17,7 @@ import xxhash
 
 from pipeline.sections.source import BlocksSpec
 from pipeline.sources.decompress import decompress
-from pipeline.sources.delimited import _parse_files as parse_files
+from pipeline.sources.delimited import parse_files
 from pipeline.sources.lines import (
     Columns,
     DelimitedLayout,

@@ -3,13 +3,10 @@
 import itertools
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import clean, kernels, normalize
-
-LIMITS = (None, 1, 3)
+from pipeline import kernels, normalize
 
 
 @st.composite
@@ -55,20 +52,3 @@ def test_an_affine_is_applied_trial_by_trial(batch):
     wanted = [normalize.Affine(offset[i], scale[i]).apply(part) for i, part in enumerate(parts)]
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, np.concatenate(wanted))
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("name", ["forward_fill", "interpolate"])
-def test_gaps_are_filled_within_each_trial(name, limit):
-    @settings(max_examples=40)
-    @given(batches())
-    def law(batch):
-        values, offsets = batch
-        got = getattr(kernels, name)(values, offsets, limit)
-        for rows, filled in zip(trials(values, offsets), trials(got, offsets), strict=True):
-            if len(rows):
-                starts = np.zeros(1, np.int64)
-                wanted = getattr(clean, name)(rows, ~np.isnan(rows), starts, limit)
-                np.testing.assert_array_equal(filled, wanted)
-
-    law()
