@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.causal import describe_lookahead
 from pipeline.codes import fit_codes
-from pipeline.normalize import channel_entries, coarse_channels, merge_moments
+from pipeline.normalize import MOMENTS, channel_entries, coarse_channels, merge_moments
 from pipeline.sections import PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.statistics import fit_normalization, group_values, stack_moments
@@ -37,8 +37,8 @@ def fit_train(
         InvalidSpecError: If statistics of train are asked for and no trial is in train, if train
             has fewer different rows than regimes, or if float32 cannot hold some normalized value.
     """
-    train = trials.filter(pc.equal(trials["split"], "train"))
     entries, names = channel_entries(spec), [channel.name for channel in spec.inputs()]
+    train = _train_trials(spec, entries, trials)
     if train.num_rows == 0:
         _check_without_train(entries, trials.num_rows)
     rows = TrainRows(train, shards, store)
@@ -52,6 +52,15 @@ def fit_train(
         return fit
     target = _target_statistics(spec, train, len(names))
     return fit if target is None else {**fit, "target": target}
+
+
+def _train_trials(spec: DatasetSpec, entries: Sequence[Entry], trials: pa.Table) -> pa.Table:
+    """Return the train trials; without their moments, most of the memory, if nobody asks."""
+    fitted = {scope_kind(scope) for _, scope in entries} & {"train", "group", "regime"}
+    if not fitted and not spec.target_columns():
+        unused = {*MOMENTS, "offset", "scale"} & set(trials.column_names)
+        trials = trials.drop_columns(sorted(unused))
+    return trials.filter(pc.equal(trials["split"], "train"))
 
 
 def _check_without_train(entries: Sequence[Entry], n_trials: int) -> None:
@@ -133,7 +142,8 @@ def _target_statistics(
 
 def find_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
     """Return what a user should know of the values, in sentences."""
-    if trials.num_rows == 0:
+    own = all(scope_kind(scope) in ("trial", "prefix") for _, scope in channel_entries(spec))
+    if own or trials.num_rows == 0:
         return []
     coarse = coarse_channels(merge_moments(stack_moments(trials)))
     stored = zip(spec.inputs(), channel_entries(spec), coarse.tolist(), strict=False)
