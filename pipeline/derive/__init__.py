@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pipeline.derive.columns import derive_columns
 from pipeline.derive.features import Clock
-from pipeline.derive.plan import Derivations, check_calendar, parse_expressions, source_columns
+from pipeline.derive.plan import Derivations, check_calendar
 from pipeline.derive.reach import Reach, check_causal, reach_of
 
 __all__ = [
@@ -19,9 +19,7 @@ __all__ = [
     "check_calendar",
     "check_causal",
     "derive_columns",
-    "parse_expressions",
     "reach_of",
-    "source_columns",
 ]
 
 VERSION = 2

@@ -9,7 +9,7 @@ import polars as pl
 import polars.selectors as cs
 
 from pipeline.derive.features import Clock, difference, lag, rolling_mean
-from pipeline.derive.plan import Derivations, from_expressions
+from pipeline.derive.plan import Derivations
 from pipeline.derive.sql import FAILURES, literal
 from pipeline.hooks import call_hook
 from pipeline.sections import Calendar, Derivation, Hook, SinceObserved, Sql
@@ -19,7 +19,7 @@ from pipeline.trials import Float64, RefusedError, quote
 
 def derive_columns(
     frame: pl.DataFrame,
-    derivations: Derivations | Mapping[str, pl.Expr],
+    derivations: Derivations,
     attributes: Mapping[str, str],
     clock: Clock | None = None,
 ) -> pl.DataFrame:
@@ -27,15 +27,13 @@ def derive_columns(
 
     Args:
         frame: One trial: the columns of its file, Float64 (NaN or null where missing) and String.
-        derivations: What to derive. (A mapping of expressions stands for those alone.)
+        derivations: What to derive.
         attributes: Those that are read are constant columns: numbers where they read as numbers.
         clock: The trial's time axis; None: one segment without a time.
 
     Raises:
         RefusedError: `derive_failed`, `hook_failed` or `infinite`, naming the column.
     """
-    if not isinstance(derivations, Derivations):
-        derivations = from_expressions(derivations)
     if not derivations:
         return frame
     read = frozenset[str]().union(*derivations.inputs.values())

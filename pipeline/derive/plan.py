@@ -114,26 +114,6 @@ def _group(inputs: Mapping[str, frozenset[str]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(n for n in levels if levels[n] == group) for group in range(n_groups))
 
 
-def parse_expressions(derive: Mapping[str, Derivation | str]) -> dict[str, pl.Expr]:
-    """Return the SQL expressions, parsed.
-
-    Raises:
-        InvalidSpecError: If one is not SQL that polars understands.
-    """
-    texts = {name: one.sql if isinstance(one, Sql) else one for name, one in derive.items()}
-    return {name: parse_sql(name, one) for name, one in texts.items() if isinstance(one, str)}
-
-
-def from_expressions(expressions: Mapping[str, pl.Expr]) -> Derivations:
-    """Return derivations of parsed expressions."""
-    return Derivations({name: Sql(sql=name) for name in expressions}, dict(expressions))
-
-
-def source_columns(expressions: Mapping[str, pl.Expr]) -> set[str]:
-    """Return the columns that must come from somewhere else than the expressions themselves."""
-    return from_expressions(expressions).source_columns()
-
-
 def check_calendar(derivations: Derivations, *, is_date: bool) -> None:
     """Refuse parts of the date where times are none.
 

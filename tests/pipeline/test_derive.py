@@ -24,8 +24,6 @@ from pipeline.derive import (
     Derivations,
     check_calendar,
     derive_columns,
-    parse_expressions,
-    source_columns,
 )
 from pipeline.sections import Derivation
 from pipeline.spec import load_spec
@@ -38,7 +36,7 @@ FRAME = pl.DataFrame({"t": [1.0, 2.0, 4.0], "x": [3.0, -1.0, 0.5], "word": ["a",
 
 
 def derive(frame: pl.DataFrame, attributes: dict[str, str] | None = None, **expressions: str):
-    return derive_columns(frame, parse_expressions(expressions), attributes or {})
+    return derive_columns(frame, derivations_of(dict(expressions)), attributes or {})
 
 
 def derivations_of(given: dict[str, object]) -> Derivations:
@@ -109,10 +107,10 @@ def test_earlier_derived_columns_may_be_used_and_columns_replaced():
 
 
 def test_only_what_comes_from_elsewhere_is_asked_of_the_file():
-    parsed = parse_expressions({"a": "x + t", "b": "a * y", "x2": "max(x) OVER ()"})
-    assert source_columns(parsed) == {"x", "t", "y"}
-    assert source_columns(parse_expressions({"b": "a", "a": "x"})) == {"a", "x"}
-    assert source_columns(parse_expressions({"x": "x * 2"})) == {"x"}
+    parsed = derivations_of({"a": "x + t", "b": "a * y", "x2": "max(x) OVER ()"})
+    assert parsed.source_columns() == {"x", "t", "y"}
+    assert derivations_of({"b": "a", "a": "x"}).source_columns() == {"a", "x"}
+    assert derivations_of({"x": "x * 2"}).source_columns() == {"x"}
 
 
 @pytest.mark.parametrize("text", ["x +* 2", "x, t", "nofunction(x)", "*", "SELECT", "x AS"])
@@ -204,13 +202,13 @@ def test_decimals_are_full_numbers_wherever_they_stand():
 @pytest.mark.parametrize("text", ["NOW()", "current_date", "x + 0 * LENGTH(CURRENT_TIMESTAMP)"])
 def test_the_day_of_the_build_is_no_input(text: str):
     with pytest.raises(InvalidSpecError, match=r"derive\.a: .* differs from build to build"):
-        parse_expressions({"a": text})
-    assert parse_expressions({"a": "'now()' = word"})
+        derivations_of({"a": text})
+    assert derivations_of({"a": "'now()' = word"})
 
 
 def test_an_expression_of_several_columns_is_refused():
     with pytest.raises(InvalidSpecError, match=r"derive\.a: .* of one column"):
-        parse_expressions({"a": "COLUMNS('^x$')"})
+        derivations_of({"a": "COLUMNS('^x$')"})
 
 
 # --- ready-made features ----------------------------------------------------------------------
@@ -359,7 +357,7 @@ def test_an_aggregate_sees_one_trial_only(tmp_path: Path):
         "rows": "count(*)",
     }
     try:
-        parse_expressions(derived)
+        derivations_of(derived)
     except InvalidSpecError:
         derived.pop("before")  # not every polars has lag()
     _, store = build_checked(spec_of(tmp_path, derived, list(derived)), tmp_path / "store")

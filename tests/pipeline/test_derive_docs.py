@@ -17,7 +17,6 @@ from pipeline.derive import (
     Derivations,
     check_causal,
     derive_columns,
-    parse_expressions,
     reach_of,
 )
 from pipeline.derive.reach import ROW_FUNCTIONS
@@ -107,7 +106,7 @@ def test_an_expression_gives_what_the_document_says(sql: str, wanted: str):
 @pytest.mark.parametrize("sql", re.findall("`([^`]+)`", section("Not there")))
 def test_what_is_not_there_is_refused(sql: str):
     with pytest.raises(InvalidSpecError, match=r"^derive\.new: "):
-        parse_expressions({"new": sql})
+        Derivations.of({"new": derivation(sql)})
 
 
 @pytest.mark.parametrize(("entry", "wanted"), FEATURES)
