@@ -92,15 +92,15 @@ def pairs_digest(pairs: Iterable[tuple[str, str]]) -> str:
     return state.hexdigest()
 
 
-def split_fingerprint(schema: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> str:
+def split_fingerprint(schema: Mapping[str, Any], pairs: str) -> str:
     """Return the fingerprint of one split.
 
     Args:
         schema: Channels, target, windows, normalization and fit digest; JSON types only.
-        pairs: (id, trial digest) of the split's trials in id order.
+        pairs: `pairs_digest` of (id, trial digest) of the split's trials in id order.
     """
     head = canonical_json({"format": FORMAT_MAJOR, **schema})
-    return hashlib.sha256(head + pairs_digest(pairs).encode()).hexdigest()
+    return hashlib.sha256(head + pairs.encode()).hexdigest()
 
 
 def dataset_fingerprint(fingerprints: Mapping[str, str]) -> str:

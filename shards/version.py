@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.identity import (
-    FORMAT_MAJOR,
     canonical_json,
     dataset_fingerprint,
     file_promise,
     pairs_digest,
+    split_fingerprint,
 )
 from shards.index import index_to_bytes
 from shards.manifest import Channel, EncodedInput, Manifest, ShardEntry, TargetSchema
@@ -109,11 +109,7 @@ def fingerprint_splits(
     for name, entries in (("codes", schema.codes), ("statics", schema.statics)):
         if entries:  # without them a fingerprint is the one it always was
             document[name] = [dict(vars(entry)) for entry in entries]
-    head = canonical_json({"format": FORMAT_MAJOR, **document})
-    return {
-        split: hashlib.sha256(head + split_digest(trials, split).encode()).hexdigest()
-        for split in schema.splits
-    }
+    return {s: split_fingerprint(document, split_digest(trials, s)) for s in schema.splits}
 
 
 def _hot_columns(
