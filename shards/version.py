@@ -85,7 +85,7 @@ def split_digest(trials: pa.Table, split: str) -> str:
         sizes = pc.binary_length(text).to_numpy().astype("<i8")
         fixed = pa.Array.from_buffers(pa.binary(8), len(text), [None, pa.py_buffer(sizes)])
         parts += [fixed.cast(pa.large_binary()), text]
-    # All that is to be hashed, end to end: a thousand times faster than piece by piece.
+    # All that is to be hashed, end to end: one call, where piece by piece takes four per trial.
     joined = pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
     n_bytes = pc.sum(pc.binary_length(joined)).as_py() or 0  # a buffer may be longer
     return hashlib.sha256(joined.buffers()[2][:n_bytes] if n_bytes else b"").hexdigest()

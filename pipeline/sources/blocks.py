@@ -27,7 +27,7 @@ from pipeline.sources.lines import (
     split_top,
     tidy_lines,
 )
-from pipeline.sources.rawfile import check_text, parse_error, read_stable, refusal_of
+from pipeline.sources.rawfile import check_text, guard, read_stable, refusal_of
 from pipeline.trials import Float64, Refusal, RefusedError, SourceFile, Table, count_of, quote
 
 _BLANKS = " \t"
@@ -91,7 +91,7 @@ def read_blocks(
     """
     if layout.header:
         raise ValueError("files with blocks have no header; a layout with names was wanted")
-    cuts = [_cut_file(root, file, layout, blocks) for file in files]
+    cuts = [guard(_cut_text, root, file, layout, blocks) for file in files]
     wholes = [cut.whole for cut in cuts if isinstance(cut, _Cut) and cut.whole is not None]
     parsed = iter(parse_files(wholes, layout) if wholes else [])
     tables: list[Table] = []
@@ -109,19 +109,6 @@ def read_blocks(
             done = _finish(file, cut.xxh3, block, outcome, layout, blocks)
             tables.append(done) if isinstance(done, Table) else refusals.append(done)
     return tables, refusals
-
-
-def _cut_file(
-    root: Path, file: SourceFile, layout: DelimitedLayout, spec: BlocksSpec
-) -> _Cut | RefusedError:
-    try:
-        return _cut_text(root, file, layout, spec)
-    except RefusedError as refused:
-        return refused
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - what one file provokes must not lose its batch
-        return parse_error(error)
 
 
 def _cut_text(root: Path, file: SourceFile, layout: DelimitedLayout, spec: BlocksSpec) -> _Cut:

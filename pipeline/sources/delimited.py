@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,13 +24,10 @@ from pipeline.sources.lines import (
     read_lines,
 )
 from pipeline.sources.plainfiles import parse_plain_files
-from pipeline.sources.rawfile import parse_error, read_stable, refusal_of
+from pipeline.sources.rawfile import guard, read_stable, refusal_of
 from pipeline.trials import NO_TEXT, Float64, Refusal, RefusedError, SourceFile, Table
 
 __all__ = ["DelimitedLayout", "read_delimited"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +82,10 @@ def _read_files(
     """Return lines to be parsed, the numbers of files that need no second look, or refusals."""
     outcomes: list[Lines | _Parsed]
     if not is_worth_loading(0):  # bytes are counted where lines are parsed
-        outcomes = [_guard(read_lines, root, file, layout) for file in files]
+        outcomes = [guard(read_lines, root, file, layout) for file in files]
         return outcomes, [o.xxh3 if isinstance(o, Lines) else "" for o in outcomes]
     folder = str(root)
-    raws = [_guard(read_stable, folder, file) for file in files]
+    raws = [guard(read_stable, folder, file) for file in files]
     digests = [xxhash.xxh3_128_hexdigest(r) if isinstance(r, bytes) else "" for r in raws]
     plain = _parse_plain([r if isinstance(r, bytes) else None for r in raws], layout)
     outcomes = []
@@ -98,19 +95,8 @@ def _read_files(
         elif numbers is not None:
             outcomes.append(_Rows(numbers, NO_TEXT))
         else:
-            outcomes.append(_guard(account_lines, raw, digest, layout))
+            outcomes.append(guard(account_lines, raw, digest, layout))
     return outcomes, digests
-
-
-def _guard(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RefusedError:
-    try:
-        return read(*args, **kwargs)
-    except RefusedError as refused:
-        return refused
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - what one file provokes must not lose its batch
-        return parse_error(error)
 
 
 def _parse_plain(raws: Sequence[bytes | None], layout: DelimitedLayout) -> list[Float64 | None]:

@@ -6,10 +6,15 @@ import codecs
 import io
 import os
 import stat
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from pipeline.trials import Refusal, RefusedError, SourceFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Longest first: the UTF-32 little-endian mark starts with the UTF-16 one.
 _MARKS = {
@@ -207,3 +212,15 @@ def _unix_lines(text: bytes) -> bytes:
 
 def _line_of(text: bytes, at: int) -> int:
     return text.count(b"\n", 0, at) + 1
+
+
+def guard(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RefusedError:
+    """Return what reading one file gives, or why the file is refused; it never loses its batch."""
+    try:
+        return read(*args, **kwargs)
+    except RefusedError as refused:
+        return refused
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what one file provokes must not lose its batch
+        return parse_error(error)
