@@ -15,9 +15,9 @@ from pipeline.ledger import save_catalog
 from pipeline.staging import KEPT_SECONDS, BucketResult, remove_old_staging
 from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
+from shards.disk import remove_leftovers
 from shards.errors import InvalidSpecError
 from shards.version import publish_version
-from shards.writer import remove_leftovers
 
 
 @dataclass(frozen=True)

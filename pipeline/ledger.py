@@ -16,9 +16,9 @@ import xxhash
 from pipeline.catalog import Catalog
 from pipeline.filetable import FILE_FIELDS, column_list, file_columns, files_from_table
 from pipeline.trials import Refusal
+from shards.disk import replace_file
 from shards.errors import CorruptStoreError, TrialShardsError
 from shards.version import parquet_bytes
-from shards.writer import replace_file
 
 _REFUSAL_FIELDS = (("stage", pa.utf8()), ("code", pa.utf8()), ("message", pa.utf8()))
 _SCHEMA = pa.schema([*FILE_FIELDS, *_REFUSAL_FIELDS])

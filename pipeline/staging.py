@@ -28,8 +28,8 @@ import xxhash
 
 from pipeline.filetable import files_from_table, files_to_table
 from pipeline.trials import Refusal, SourceFile
+from shards.disk import replacing
 from shards.manifest import ShardEntry
-from shards.writer import replacing
 
 KEPT_SECONDS = 24 * 3600
 """How long the staging of another specification is left alone: a build may be under way there."""

@@ -8,8 +8,9 @@ import pytest
 from stores import make_store
 
 from shards import CommitConflictError, Store
+from shards.disk import claim_folder
 from shards.verify import verify_store
-from shards.writer import claim_folder, commit_version, list_versions, write_shard
+from shards.writer import commit_version, list_versions, write_shard
 
 
 def temporaries(path):
