@@ -7,13 +7,11 @@ A bucket is the unit of parallel and repeated building. Its result is one file u
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline import (
@@ -31,13 +29,13 @@ from pipeline import (
 )
 from pipeline.engine import map_batches
 from pipeline.finish import FinishedBatch
+from pipeline.members import segments, size_of, write_members
 from pipeline.pack import pack_trials, plan_batches
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
 from pipeline.staging import BucketResult, read_staged, refresh_files, write_staged
 from pipeline.trials import Refusal, SourceFile
 from shards.manifest import ShardEntry
-from shards.writer import write_shard
 
 VERSION = 3
 BATCH_BYTES = 12 * 2**20
@@ -99,8 +97,8 @@ def build_bucket(
     shards: list[ShardEntry] = []
     read = _Read([], [])
     batches = _prepared(root, asked, recipe, read, on_files, n_workers)
-    for members in pack_trials(_segments(batches), _size_of, recipe.spec.shards.target_bytes):
-        entry, rows = _write_members(store, members)
+    for members in pack_trials(segments(batches), size_of, recipe.spec.shards.target_bytes):
+        entry, rows = write_members(store, members)
         shards.append(entry)
         tables.append(rows)
         del members  # else this shard stays in memory until the next one is full
@@ -152,44 +150,3 @@ def _prepare_as_is(
         if fresh != list(files):
             return prepare_files(root, fresh, recipe), fresh
     return done, files
-
-
-class _Segment(NamedTuple):
-    """One trial segment of a batch: its number there, its range of rows, and their bytes."""
-
-    batch: FinishedBatch
-    number: int
-    start: int
-    end: int
-    n_bytes: int
-
-
-def _segments(batches: Iterable[FinishedBatch]) -> Iterator[_Segment]:
-    for batch in batches:
-        row_bytes = batch.row_bytes
-        edges = [0, *np.cumsum(batch.n_rows).tolist()]
-        for number, (start, end) in enumerate(itertools.pairwise(edges)):
-            yield _Segment(batch, number, start, end, (end - start) * row_bytes)
-
-
-def _size_of(segment: _Segment) -> int:
-    return segment.n_bytes
-
-
-def _write_members(store: Path, members: Sequence[_Segment]) -> tuple[ShardEntry, pa.Table]:
-    """Write one shard, and return its entry and the index rows of its segments."""
-    runs = [list(run) for _, run in itertools.groupby(members, lambda member: id(member.batch))]
-    parts = {
-        name: [run[0].batch.arrays[name][run[0].start : run[-1].end] for run in runs]
-        for name in members[0].batch.arrays
-    }
-    entry = write_shard(store, parts, len(members))
-    tables = [
-        run[0].batch.rows.slice(run[0].number, len(run))
-        for run in runs
-        if run[0].batch.rows is not None
-    ]
-    n_rows = np.array([member.end - member.start for member in members], np.int64)
-    table = pa.concat_tables(tables)
-    table = table.append_column("shard", pa.array([entry.digest] * len(members), pa.utf8()))
-    return entry, table.append_column("row_start", pa.array(np.cumsum(n_rows) - n_rows))

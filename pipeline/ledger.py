@@ -18,7 +18,7 @@ from pipeline.filetable import FILE_FIELDS, column_list, file_columns, files_fro
 from pipeline.trials import Refusal
 from shards.disk import replace_file
 from shards.errors import CorruptStoreError, TrialShardsError
-from shards.version import parquet_bytes
+from shards.tables import parquet_bytes
 
 _REFUSAL_FIELDS = (("stage", pa.utf8()), ("code", pa.utf8()), ("message", pa.utf8()))
 _SCHEMA = pa.schema([*FILE_FIELDS, *_REFUSAL_FIELDS])

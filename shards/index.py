@@ -25,7 +25,12 @@ _TYPES = {
     "weight": pa.float32(),
     "label": pa.float32(),
 }
+_PLACES = {"part": pa.int32(), "part_row": pa.int64()}
+"""Where each row's cold facts are, if they lie in parts."""
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
+PARTS_SCHEMA = pa.schema(
+    [*SCHEMA, *(pa.field(name, kind, nullable=False) for name, kind in _PLACES.items())]
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class HotIndex:
         split: Code into the manifest's splits, int16.
         weight: Loss weight, float32.
         label: Class code or value, float32, NaN without label.
+        part: Part that holds the cold facts, int32; None where the version has no parts.
+        part_row: Row in that part, int64; None likewise.
     """
 
     ids: Any
@@ -51,6 +58,8 @@ class HotIndex:
     split: npt.NDArray[np.int16]
     weight: npt.NDArray[np.float32]
     label: npt.NDArray[np.float32]
+    part: npt.NDArray[np.int32] | None = None
+    part_row: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Return the number of trials."""
@@ -77,9 +86,10 @@ class HotIndex:
 
 def index_to_bytes(columns: dict[str, Any]) -> bytes:
     """Return `index.arrow` for equally long columns, already sorted by id bytes."""
-    table = pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    schema = PARTS_SCHEMA if "part" in columns else SCHEMA
+    table = pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
+    with pa.ipc.new_file(sink, schema) as writer:
         for batch in table.combine_chunks().to_batches():
             writer.write_batch(batch)
     return bytes(sink.getvalue())
@@ -90,7 +100,7 @@ def _check_bytes(raw: mmap.mmap, promise: Mapping[str, Any]) -> None:
         raise ValueError(f"its bytes are not those the manifest promises: {dict(promise)}")
 
 
-def open_index(path: Path, promise: Mapping[str, Any]) -> HotIndex:
+def open_index(path: Path, promise: Mapping[str, Any], *, in_parts: bool = False) -> HotIndex:
     """Map `index.arrow`.
 
     Its bytes are checked first: Arrow trusts the offsets in a file, and wrong ones end the process.
@@ -98,22 +108,24 @@ def open_index(path: Path, promise: Mapping[str, Any]) -> HotIndex:
     Args:
         path: The file.
         promise: Its `size_bytes` and `xxh3_128` of the manifest.
+        in_parts: Whether the version keeps its cold index in parts.
 
     Raises:
         CorruptStoreError: If it is missing or not the file SPEC section 8 describes.
     """
+    schema = PARTS_SCHEMA if in_parts else SCHEMA
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
             _check_bytes(raw, promise)
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
-        table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
+        table = table.select(schema.names).cast(schema).combine_chunks()
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise CorruptStoreError(
             f"{path} is not a usable hot index ({error}). Restore it, or open another version."
         ) from error
     columns = {
-        f.name: (table[f.name].chunk(0) if table.num_rows else pa.array([], f.type)) for f in SCHEMA
+        f.name: (table[f.name].chunk(0) if table.num_rows else pa.array([], f.type)) for f in schema
     }
     numbers = {
         name: column.to_numpy(zero_copy_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import xxhash
@@ -12,89 +12,19 @@ import xxhash
 from shards.affine import is_first_minor, parse_entries
 from shards.errors import CorruptStoreError, FormatVersionError
 from shards.identity import FORMAT_MAJOR, canonical_json
-from shards.layout import DIGEST, ArraySpec, is_array_name
+from shards.schema import Channel, EncodedInput, PartEntry, ShardEntry, TargetSchema, Tombstone
 from shards.windows import WindowSpec
 
-FORMAT_MINOR = 1
-VERSION_FILES = ("index.arrow", "trials.parquet", "quarantine.parquet", "fit.json")
+__all__ = [
+    "Channel", "EncodedInput", "Manifest", "PartEntry", "ShardEntry", "TargetSchema", "Tombstone",
+    "sign",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Channel:
-    """One numeric input: its name and, where known, its unit."""
-
-    name: str
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class TargetSchema:
-    """What the model predicts.
-
-    Attributes:
-        kind: `forecast`, `per_step` or `per_trial`.
-        columns: Channel names (forecast), target columns (per_step), or the label's name.
-        classes: Class names in code order, or None when the target is a value.
-    """
-
-    kind: str
-    columns: tuple[str, ...]
-    classes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class EncodedInput:
-    """An input that is no channel: a text column of the rows, or an attribute of the trial.
-
-    Attributes:
-        name: Of the column or attribute.
-        encoding: How a model gets it: `one_hot` or `embed`; an attribute also as a `number`.
-    """
-
-    name: str
-    encoding: str
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One shard as the manifest lists it."""
-
-    digest: str
-    n_rows: int
-    n_trials: int
-    arrays: Mapping[str, ArraySpec]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all its arrays on disk."""
-        return sum(array.size_bytes for array in self.arrays.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the manifest entry."""
-        arrays = {name: spec.as_dict() for name, spec in self.arrays.items()}
-        return {
-            "digest": self.digest, "n_rows": self.n_rows, "n_trials": self.n_trials,
-            "arrays": arrays,
-        }  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> ShardEntry:
-        """Parse a manifest entry.
-
-        Raises:
-            ValueError: If a name is not safe or the sizes contradict each other.
-        """
-        digest = str(entry["digest"])
-        if not DIGEST.fullmatch(digest):
-            raise ValueError(f"shard name {digest!r} is not a digest")
-        for name in entry["arrays"]:
-            if not is_array_name(name):
-                raise ValueError(f"array name {name!r} is not allowed")
-        arrays = {name: ArraySpec.from_dict(part) for name, part in entry["arrays"].items()}
-        n_rows = int(entry["n_rows"])
-        if "values" not in arrays or any(spec.n_rows != n_rows for spec in arrays.values()):
-            raise ValueError(f"arrays of shard {digest} do not have {n_rows} rows each")
-        return cls(digest, n_rows, int(entry["n_trials"]), arrays)
+FORMAT_MINOR = 2
+LAYOUTS = ("rows", "windows")
+CONTAINERS = ("zarr", "parquet")
+COLD = "trials.parquet"
+_FILES = ("index.arrow", "quarantine.parquet", "fit.json")
 
 
 @dataclass(frozen=True)
@@ -116,21 +46,32 @@ class Manifest:
     spec: Mapping[str, Any]
     codes: tuple[EncodedInput, ...] = ()
     statics: tuple[EncodedInput, ...] = ()
+    layout: str = "rows"
+    container: str = "zarr"
+    parts: tuple[PartEntry, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
+    build: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def format_minor(self) -> int:
         """The lowest minor that says it all: what needs no newer format is written as ever."""
+        if (self.layout, self.container) != ("rows", "zarr") or self.parts or self.tombstones:
+            return FORMAT_MINOR
         newer = self.codes or self.statics or not is_first_minor(self.normalization)
-        return FORMAT_MINOR if newer else 0
+        return 1 if newer else 0
+
+    @property
+    def version_files(self) -> tuple[str, ...]:
+        """Files that the version's folder holds beside the manifest itself."""
+        return _FILES if self.parts else (*_FILES, COLD)
 
     def to_bytes(self) -> bytes:
         """Return `dataset.json`."""
         classes = self.target.classes
-        encoded = {name: [dict(vars(e)) for e in getattr(self, name)] for name in _ENCODINGS}
+        lists = {name: [dict(vars(e)) for e in getattr(self, name)] for name in _LISTS}
+        optional = {**lists, "build": dict(self.build)}
         document: dict[str, Any] = {
             "format": {"name": "trialshards", "major": FORMAT_MAJOR, "minor": self.format_minor},
-            "layout": "rows",
-            "container": "zarr",
             **vars(self),
             "channels": [dict(vars(channel)) for channel in self.channels],
             "target": {
@@ -141,9 +82,9 @@ class Manifest:
             "windows": self.windows.as_dict(),
             "splits": list(self.splits),
             "shards": [shard.as_dict() for shard in self.shards],
-            **encoded,
+            **optional,
         }
-        document = {name: part for name, part in document.items() if encoded.get(name, True)}
+        document = {name: part for name, part in document.items() if optional.get(name, True)}
         return canonical_json(sign(document)) + b"\n"
 
     @classmethod
@@ -161,8 +102,8 @@ class Manifest:
         try:
             document = json.loads(raw)
             _check_format(document["format"], origin)
-            if (document["layout"], document["container"]) != ("rows", "zarr"):
-                raise ValueError("layout and container are not rows and zarr")
+            if document["layout"] not in LAYOUTS or document["container"] not in CONTAINERS:
+                raise ValueError(f"layout is not one of {LAYOUTS}, or container of {CONTAINERS}")
             if raw != canonical_json(sign(document)) + b"\n":
                 raise ValueError("its xxh3_128 is not that of its content")
             return _consistent(cls._from_document(document))
@@ -198,6 +139,11 @@ class Manifest:
             spec=dict(document["spec"]),
             codes=_encoded(document.get("codes", [])),
             statics=_encoded(document.get("statics", [])),
+            layout=document["layout"],
+            container=document["container"],
+            parts=tuple(PartEntry.from_dict(entry) for entry in document.get("parts", [])),
+            tombstones=tuple(Tombstone.from_dict(e) for e in document.get("tombstones", [])),
+            build=dict(document.get("build", {})),
         )
 
 
@@ -210,6 +156,7 @@ def sign(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "xxh3_128": xxhash.xxh3_128_hexdigest(canonical_json(rest))}
 
 
+_LISTS = ("codes", "statics", "parts", "tombstones")
 _ENCODINGS = {"codes": ("one_hot", "embed"), "statics": ("number", "one_hot", "embed")}
 
 
@@ -240,15 +187,18 @@ def _consistent(manifest: Manifest) -> Manifest:
         raise ValueError(f"forecast columns {target.columns} have normalization scope 'regime'")
     if set(manifest.fingerprints) != set(manifest.splits):
         raise ValueError("fingerprints are not those of the splits")
-    if missing := set(VERSION_FILES) - set(manifest.files):
+    if missing := set(manifest.version_files) - set(manifest.files):
         raise ValueError(f"files lack {sorted(missing)}")
     _check_encoded(manifest)
     wanted = _wanted_arrays(manifest)
     for shard in manifest.shards:
         got = {name: (spec.dtype, spec.n_columns) for name, spec in shard.arrays.items()}
-        if got != wanted:
+        if got.pop("time", _TIME) != _TIME or got != wanted:
             raise ValueError(f"shard {shard.digest} has arrays {got}; wanted {wanted}")
     return manifest
+
+
+_TIME = ("float64", 1)
 
 
 def _wanted_arrays(manifest: Manifest) -> dict[str, tuple[str, int]]:

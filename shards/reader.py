@@ -21,8 +21,9 @@ from shards.errors import (
     TrialNotFoundError,
 )
 from shards.index import HotIndex, open_index
-from shards.manifest import Manifest
+from shards.manifest import COLD, Manifest
 from shards.maps import FileRange
+from shards.parts import read_parts
 from shards.writer import list_versions
 
 Float32 = npt.NDArray[np.float32]
@@ -63,7 +64,9 @@ class Store:
     @cached_property
     def index(self) -> HotIndex:
         """The hot index, mapped."""
-        return open_index(self.folder / "index.arrow", self.manifest.files["index.arrow"])
+        promise = self.manifest.files["index.arrow"]
+        in_parts = bool(self.manifest.parts)
+        return open_index(self.folder / "index.arrow", promise, in_parts=in_parts)
 
     @cached_property
     def fit(self) -> dict[str, Any]:
@@ -109,7 +112,9 @@ class Store:
 
     def cold(self, *columns: str) -> pa.Table:
         """Read columns of the cold index (SPEC section 9), one row per trial number."""
-        path = self.folder / "trials.parquet"
+        if self.manifest.parts:
+            return read_parts(self.path, self.manifest.parts, self.index, columns or None)
+        path = self.folder / COLD
         try:
             return pq.read_table(path, columns=list(columns) or None)
         except (OSError, pa.ArrowException) as error:

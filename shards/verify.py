@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
 from shards.codes import fitted_inputs
 from shards.errors import TrialShardsError
-from shards.facts import TrialFacts, read_facts
+from shards.facts import read_facts
 from shards.identity import dataset_fingerprint, file_promise
-from shards.layout import array_metadata, chunk_tail, group_metadata, shard_digest
-from shards.manifest import VERSION_FILES, ShardEntry
+from shards.problems import Problem
 from shards.reader import Store
+from shards.verify_shards import check_shards, trials_by_shard
 from shards.version import fingerprint_splits
 from shards.windows import count_windows
-
-SHOWN_TRIALS = 5
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One broken promise.
-
-    Attributes:
-        where: File or shard.
-        message: What was found and what was wanted.
-        trials: Ids of the trials it touches, the first few.
-    """
-
-    where: str
-    message: str
-    trials: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """Return one line."""
-        trials = f" (trials: {', '.join(self.trials)})" if self.trials else ""
-        return f"{self.where}: {self.message}{trials}"
 
 
 def verify_store(
@@ -68,22 +41,22 @@ def verify_store(
     store = Store(path, version)
     problems = list(_check_files(store))
     if problems:  # the index cannot be trusted, so nothing can be said of trials
-        return problems + _check_shards(store, None, on_shard)
+        return problems + check_shards(store, None, on_shard)
     try:
         problems += _check_index(store)
         if problems:
-            return problems + _check_shards(store, None, on_shard)
-        trials = pq.read_table(store.folder / "trials.parquet")
+            return problems + check_shards(store, None, on_shard)
+        trials = store.cold()
         problems += _check_identity(store, trials)
         fitted_inputs(store)
         facts = read_facts(store, trials)
     except (TrialShardsError, pa.ArrowException, KeyError, ValueError) as error:
         return [*problems, Problem(str(store.folder), f"the indexes cannot be used: {error}")]
-    return problems + _check_shards(store, facts, on_shard)
+    return problems + check_shards(store, facts, on_shard)
 
 
 def _check_files(store: Store) -> Iterator[Problem]:
-    for name in VERSION_FILES:
+    for name in store.manifest.version_files:
         path, promise = store.folder / name, store.manifest.files.get(name)
         if promise is None:
             yield Problem(str(path), "the manifest does not list it")
@@ -91,7 +64,7 @@ def _check_files(store: Store) -> Iterator[Problem]:
             yield Problem(str(path), "missing")
         elif file_promise(path.read_bytes()) != promise:
             yield Problem(str(path), f"its bytes are not those the manifest promises ({promise})")
-    known = {*VERSION_FILES, "dataset.json"}
+    known = {*store.manifest.version_files, "dataset.json"}
     for path in sorted(store.folder.iterdir()):
         if path.name not in known:
             yield Problem(str(path), "a foreign file")
@@ -137,7 +110,7 @@ def _check_index(store: Store) -> list[Problem]:
 
 def _check_places(store: Store, where: str) -> list[Problem]:
     index, manifest, problems = store.index, store.manifest, []
-    for number, members in _trials_by_shard(store).items():
+    for number, members in trials_by_shard(store).items():
         counted = len(members) == manifest.shards[number].n_trials
         if not counted:
             message = f"the trials of shard {number} are not as many as the manifest's"
@@ -177,86 +150,3 @@ def _check_identity(store: Store, trials: pa.Table) -> list[Problem]:
     if got != manifest.fingerprints or dataset_fingerprint(got) != manifest.fingerprint:
         problems.append(Problem(where, "fingerprints do not follow from the trials' digests"))
     return problems
-
-
-def _trials_by_shard(store: Store) -> dict[int, npt.NDArray[np.int64]]:
-    order = np.argsort(store.index.shard, kind="stable")
-    shards, first = np.unique(store.index.shard[order], return_index=True)
-    parts = np.split(order, first[1:]) if len(order) else []
-    return {int(s): part for s, part in zip(shards, parts, strict=True)}
-
-
-def _check_shards(
-    store: Store, facts: TrialFacts | None, on_shard: Callable[[int, int], None] | None
-) -> list[Problem]:
-    members = {} if facts is None else _trials_by_shard(store)
-    problems = []
-    for number, entry in enumerate(store.manifest.shards):
-        numbers = members.get(number, np.empty(0, np.int64))
-        # Without facts the index is not to be trusted, so it is not opened.
-        named = tuple(store.index.id_of(int(i)) for i in numbers[:SHOWN_TRIALS])
-        found = list(_check_shard_files(store.path / "shards" / entry.digest, entry, named))
-        if not found and facts is not None:
-            found = list(_check_trials(store, number, numbers, facts))
-        problems += found
-        if on_shard is not None:
-            on_shard(number + 1, len(store.manifest.shards))
-    return problems
-
-
-def _check_shard_files(
-    folder: Path, entry: ShardEntry, trials: tuple[str, ...]
-) -> Iterator[Problem]:
-    if shard_digest(dict(entry.arrays)) != entry.digest:
-        yield Problem(str(folder), "its name does not follow from its arrays", trials)
-    wanted = {"zarr.json": group_metadata()}
-    for name, spec in entry.arrays.items():
-        wanted[f"{name}/zarr.json"] = array_metadata(spec)
-        yield from _check_chunk(folder / name / "c" / "0" / "0", spec, trials)
-    for name, content in wanted.items():
-        path = folder / name
-        if not path.is_file():
-            yield Problem(str(path), "missing", trials)
-        elif path.read_bytes() != content:
-            yield Problem(str(path), "its bytes are not what its arrays require", trials)
-    chunks = {f"{name}/c/0/0" for name in entry.arrays}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in wanted and name not in chunks:
-            yield Problem(str(path), "a foreign file", trials)
-
-
-def _check_chunk(path: Path, spec: Any, trials: tuple[str, ...]) -> Iterator[Problem]:
-    if not path.is_file() or path.stat().st_size != spec.size_bytes:
-        got = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-        yield Problem(str(path), f"{got}; wanted {spec.size_bytes} bytes", trials)
-        return
-    content = np.fromfile(path, np.uint8)
-    rows, tail = content[: spec.data_bytes], content[spec.data_bytes :]
-    if xxhash.xxh3_128_hexdigest(rows.data) != spec.xxh3_128:
-        yield Problem(str(path), "its rows are not those the manifest promises", trials)
-    if tail.tobytes() != chunk_tail(spec):
-        yield Problem(str(path), "its padding or chunk index is broken", trials)
-
-
-def _check_trials(
-    store: Store, number: int, members: npt.NDArray[np.int64], facts: TrialFacts
-) -> Iterator[Problem]:
-    entry = store.manifest.shards[number]
-    maps = {name: store.shard_rows(number, name) for name in entry.arrays}
-    index = store.index
-    broken: dict[str, list[str]] = {}
-    for trial in members.tolist():
-        start, stop = int(index.row_start[trial]), int(index.row_start[trial] + index.n_rows[trial])
-        arrays = {name: rows[start:stop] for name, rows in maps.items()}
-        unchanged, named = facts.holds(store, trial, arrays)
-        for message, holds in (
-            ("trials are not those their digests promise", unchanged),
-            ("trials have codes that no word of theirs has", named),
-            ("trials have infinite values", not np.isinf(arrays["values"]).any()),
-        ):
-            if not holds:
-                broken.setdefault(message, []).append(index.id_of(trial))
-    where = str(store.path / "shards" / entry.digest)
-    for message, ids in broken.items():
-        yield Problem(where, f"{len(ids)} {message}", tuple(ids[:SHOWN_TRIALS]))

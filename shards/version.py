@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shards.identity import (
     canonical_json,
@@ -22,7 +21,17 @@ from shards.identity import (
     split_fingerprint,
 )
 from shards.index import index_to_bytes
-from shards.manifest import Channel, EncodedInput, Manifest, ShardEntry, TargetSchema
+from shards.manifest import (
+    COLD,
+    Channel,
+    EncodedInput,
+    Manifest,
+    PartEntry,
+    ShardEntry,
+    TargetSchema,
+    Tombstone,
+)
+from shards.tables import parquet_bytes
 from shards.windows import WindowSpec, count_windows
 from shards.writer import commit_version
 
@@ -30,7 +39,7 @@ QUARANTINE_SCHEMA = pa.schema(
     [
         ("source", pa.utf8()), ("stage", pa.utf8()), ("code", pa.utf8()), ("line", pa.int64()),
         ("column", pa.utf8()), ("message", pa.utf8()), ("size_bytes", pa.int64()),
-        ("trial", pa.utf8()),
+        ("trial", pa.utf8()), ("mtime_ns", pa.int64()),
     ]
 )  # fmt: skip
 _HOT_ONLY = ("shard", "row_start", "split", "weight", "label")
@@ -43,12 +52,18 @@ class VersionDraft:
     Attributes:
         trials: One row per trial in any order: the cold columns of SPEC section 9 (at least `id`,
             `digest`, `n_rows`), and `shard` (digest), `row_start`, `split` (name), `weight`,
-            `label` (null without one).
+            `label` (null without one). With `parts`, of the cold columns `id`, `digest` and
+            `n_rows` alone, and `part` (digest) and `part_row`.
         shards: Every shard that `trials` names; others are left out of the version.
         quarantine: Rows of `QUARANTINE_SCHEMA`.
         fit: `fit.json`.
         codes: Categorical columns; `trials` then has `categories`.
         statics: Attributes that are inputs.
+        layout: `rows` or `windows`.
+        container: `zarr` or `parquet`.
+        parts: Every part that `trials` names; without any, the cold index is a file of the version.
+        tombstones: Trials taken out by hand.
+        build: What a builder needs to know of this version.
     """
 
     name: str
@@ -66,6 +81,11 @@ class VersionDraft:
     fit: Mapping[str, Any]
     codes: tuple[EncodedInput, ...] = ()
     statics: tuple[EncodedInput, ...] = ()
+    layout: str = "rows"
+    container: str = "zarr"
+    parts: tuple[PartEntry, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
+    build: Mapping[str, Any] = field(default_factory=dict)
 
 
 def sort_by_id(trials: pa.Table) -> pa.Table:
@@ -143,78 +163,59 @@ def _windows_by_split(draft: VersionDraft, hot: Mapping[str, Any]) -> dict[str, 
     return {split: int(sums[code]) for code, split in enumerate(draft.splits)}
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a table as Parquet, zstd."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **_encodings(table))
-    return bytes(sink.getvalue())
-
-
-def _encodings(table: pa.Table) -> dict[str, Any]:
-    """Say that floats have their bytes regrouped, and that everything else gets a dictionary.
-
-    Hardly any two statistics are equal: a dictionary of them would take longer than all the rest,
-    and be thrown away in the end.
-    """
-    repeating: list[str] = []
-    regrouped: dict[str, str] = {}
-    for field in table.schema:
-        leaves, kind = list(_leaves(field.type, field.name)), field.type
-        kind = kind.value_type if pa.types.is_list(kind) else kind
-        if pa.types.is_floating(kind):
-            regrouped |= dict.fromkeys(leaves, "BYTE_STREAM_SPLIT")
-        else:
-            repeating += leaves
-    return {"use_dictionary": repeating, "column_encoding": regrouped} if regrouped else {}
-
-
-def _leaves(kind: pa.DataType, path: str) -> Iterator[str]:
-    """Yield the columns of Parquet that a column is kept in."""
-    if pa.types.is_list(kind):
-        yield from _leaves(kind.value_type, f"{path}.list.element")
-    elif pa.types.is_struct(kind):
-        for field in kind:
-            yield from _leaves(field.type, f"{path}.{field.name}")
-    else:
-        yield path
-
-
 def render_version(draft: VersionDraft) -> tuple[Manifest, dict[str, bytes]]:
     """Return the manifest and the other files of a version: a pure function of the draft."""
     trials = sort_by_id(draft.trials)
-    entries = {shard.digest: shard for shard in draft.shards}
-    # In order of first appearance; equal content is one shard.
-    used = [(c["values"], c["counts"]) for c in trials["shard"].value_counts().to_pylist()]
-    shards = tuple(replace(entries[digest], n_trials=n) for digest, n in used)
-    hot = _hot_columns(draft, trials, {digest: number for number, (digest, _) in enumerate(used)})
-    files = {
+    shards = {entry.digest: entry for entry in draft.shards}
+    n_trials = _count_values(trials["shard"])
+    hot = _hot_columns(draft, trials, {digest: i for i, digest in enumerate(n_trials)})
+    files: dict[str, bytes] = {}
+    parts: tuple[PartEntry, ...] = ()
+    if draft.parts:
+        entries = {entry.digest: entry for entry in draft.parts}
+        used = _count_values(trials["part"])
+        parts = tuple(entries[digest] for digest in used)
+        hot["part"] = _codes(trials["part"], {digest: i for i, digest in enumerate(used)})
+        hot["part_row"] = trials["part_row"].to_numpy().astype(np.int64)
+    else:
+        files[COLD] = parquet_bytes(trials.drop_columns(list(_HOT_ONLY)))
+    files |= {
         "index.arrow": index_to_bytes(hot),
-        "trials.parquet": parquet_bytes(trials.drop_columns(list(_HOT_ONLY))),
-        "quarantine.parquet": parquet_bytes(
-            draft.quarantine.cast(QUARANTINE_SCHEMA).sort_by("source")
-        ),
+        "quarantine.parquet": parquet_bytes(_quarantine(draft)),
         "fit.json": canonical_json(draft.fit) + b"\n",
     }
-    fingerprints = fingerprint_splits(draft, draft.fit, trials)
     by_split = _windows_by_split(draft, hot)
+    fingerprints = fingerprint_splits(draft, draft.fit, trials)
     manifest = Manifest(
-        name=draft.name,
-        channels=draft.channels,
-        target=draft.target,
-        windows=draft.windows,
-        splits=draft.splits,
-        observed=draft.observed,
-        normalization=draft.normalization,
+        **{name: getattr(draft, name) for name in _SAID},
         counts={**draft.counts, "windows": by_split},
         fingerprints=fingerprints,
         fingerprint=dataset_fingerprint(fingerprints),
-        shards=shards,
+        shards=tuple(replace(shards[digest], n_trials=n) for digest, n in n_trials.items()),
+        parts=parts,
         files={name: file_promise(content) for name, content in files.items()},
-        spec=draft.spec,
-        codes=draft.codes,
-        statics=draft.statics,
     )
     return manifest, files
+
+
+_SAID = (
+    "name", "channels", "target", "windows", "splits", "observed", "normalization", "spec",
+    "codes", "statics", "layout", "container", "tombstones", "build",
+)  # fmt: skip
+"""What the manifest says as the draft does."""
+
+
+def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
+    """Return each text -> how often it comes, in order of first appearance."""
+    return {c["values"]: c["counts"] for c in column.value_counts().to_pylist()}
+
+
+def _quarantine(draft: VersionDraft) -> pa.Table:
+    rows = draft.quarantine
+    for name in set(QUARANTINE_SCHEMA.names) - set(rows.column_names):
+        field_type = QUARANTINE_SCHEMA.field(name).type
+        rows = rows.append_column(name, pa.nulls(rows.num_rows, field_type))
+    return rows.select(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA).sort_by("source")
 
 
 def publish_version(store: Path, draft: VersionDraft, *, after: str | None) -> str:

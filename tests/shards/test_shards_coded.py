@@ -13,10 +13,10 @@ from codedstores import TextTrial, text_spec, text_store
 
 from pipeline.codes import CATEGORIES
 from shards import CorruptStoreError, Store
-from shards.identity import canonical_json, trial_digest
+from shards.identity import canonical_json, file_promise, trial_digest
 from shards.manifest import EncodedInput, Manifest, sign
+from shards.tables import parquet_bytes
 from shards.verify import verify_store
-from shards.version import file_promise, parquet_bytes
 
 SPEC = text_spec({"gripper": "one_hot", "mode": "embed"}, {"load": "number", "site": "one_hot"})
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)

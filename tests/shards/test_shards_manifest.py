@@ -10,7 +10,7 @@ from stores import make_store
 from shards import CorruptStoreError, FormatVersionError, Store
 from shards.identity import canonical_json
 from shards.layout import ArraySpec, shard_digest
-from shards.manifest import VERSION_FILES, Manifest, TargetSchema, sign
+from shards.manifest import Manifest, TargetSchema, sign
 from shards.verify import verify_store
 
 LABELS = [0.0, 1.0, 0.0]
@@ -241,8 +241,8 @@ CONTRADICTIONS = {
     "more columns than channels": promising(n_rows=16, n_columns=4),
     "observed without the array": promising(n_rows=16, n_columns=3),
     "the array without observed": setting("observed", to=False),
-    "other layout": setting("layout", to="windows"),
-    "other container": setting("container", to="parquet"),
+    "other layout": setting("layout", to="columns"),
+    "other container": setting("container", to="hdf5"),
     "window length fraction": setting("windows", "length", to=4.5),
     "window length true": setting("windows", "length", to=True),
     "splits text": setting("splits", to="train"),
@@ -250,7 +250,7 @@ CONTRADICTIONS = {
     "splits without fingerprint": setting("splits", to=["train", "val"]),
     "fingerprints without split": setting("fingerprints", "val", to="0" * 64),
     "files list": setting("files", to=[]),
-    **{f"files without {name}": removing("files", name) for name in VERSION_FILES},
+    **{f"files without {name}": removing("files", name) for name in ("index.arrow", "quarantine.parquet", "fit.json", "trials.parquet")},
     "normalization without scope": setting("normalization", to={}),
     "normalization scope": setting("normalization", "scope", to="batch"),
     "target kind": setting("target", "kind", to="magic"),

@@ -1,0 +1,144 @@
+"""The nouns of a manifest: channels, targets, shards, parts, tombstones (SPEC section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shards.layout import DIGEST, ArraySpec, is_array_name
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One numeric input: its name and, where known, its unit."""
+
+    name: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class TargetSchema:
+    """What the model predicts.
+
+    Attributes:
+        kind: `forecast`, `per_step` or `per_trial`.
+        columns: Channel names (forecast), target columns (per_step), or the label's name.
+        classes: Class names in code order, or None when the target is a value.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EncodedInput:
+    """An input that is no channel: a text column of the rows, or an attribute of the trial.
+
+    Attributes:
+        name: Of the column or attribute.
+        encoding: How a model gets it: `one_hot` or `embed`; an attribute also as a `number`.
+    """
+
+    name: str
+    encoding: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as the manifest lists it."""
+
+    digest: str
+    n_rows: int
+    n_trials: int
+    arrays: Mapping[str, ArraySpec]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all its arrays on disk."""
+        return sum(array.size_bytes for array in self.arrays.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the manifest entry."""
+        arrays = {name: spec.as_dict() for name, spec in self.arrays.items()}
+        return {
+            "digest": self.digest, "n_rows": self.n_rows, "n_trials": self.n_trials,
+            "arrays": arrays,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> ShardEntry:
+        """Parse a manifest entry.
+
+        Raises:
+            ValueError: If a name is not safe or the sizes contradict each other.
+        """
+        digest = str(entry["digest"])
+        if not DIGEST.fullmatch(digest):
+            raise ValueError(f"shard name {digest!r} is not a digest")
+        for name in entry["arrays"]:
+            if not is_array_name(name):
+                raise ValueError(f"array name {name!r} is not allowed")
+        arrays = {name: ArraySpec.from_dict(part) for name, part in entry["arrays"].items()}
+        n_rows = int(entry["n_rows"])
+        if "values" not in arrays or any(spec.n_rows != n_rows for spec in arrays.values()):
+            raise ValueError(f"arrays of shard {digest} do not have {n_rows} rows each")
+        return cls(digest, n_rows, int(entry["n_trials"]), arrays)
+
+
+@dataclass(frozen=True)
+class PartEntry:
+    """One file of the cold index, shared by versions like a shard (SPEC section 9).
+
+    Attributes:
+        digest: XXH3-128 of the file, which is its name.
+        size_bytes: Of the file.
+        n_rows: Rows in it, those that no version names any more included.
+    """
+
+    digest: str
+    size_bytes: int
+    n_rows: int
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> PartEntry:
+        """Parse a manifest entry.
+
+        Raises:
+            ValueError: If it is no such entry.
+        """
+        part = cls(str(entry["digest"]), entry["size_bytes"], entry["n_rows"])
+        if not DIGEST.fullmatch(part.digest):
+            raise ValueError(f"part name {part.digest!r} is not a digest")
+        for number in (part.size_bytes, part.n_rows):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"part {part.digest} has {number!r} bytes or rows")
+        return part
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """A trial that was taken out by hand; a build does not bring it back.
+
+    Attributes:
+        id: Of the trial.
+        source: The file it came from, as in the cold index.
+        reason: Why.
+    """
+
+    id: str
+    source: str
+    reason: str
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Tombstone:
+        """Parse a manifest entry.
+
+        Raises:
+            TypeError: If a field is no text.
+        """
+        texts = [entry[name] for name in ("id", "source", "reason")]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{entry!r} is no tombstone")
+        return cls(*texts)
