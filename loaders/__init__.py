@@ -2,5 +2,6 @@
 
 from loaders.batch import Batch
 from loaders.stream import TrialStream
+from shards import open_store
 
-__all__ = ["Batch", "TrialStream"]
+__all__ = ["Batch", "TrialStream", "open_store"]

@@ -36,19 +36,24 @@ class MappedRows:
         store: The open version.
         array: Array name.
         trials: Trial numbers; a look-up takes the position in this list.
+        n_columns: Columns of one step.
         most_rows: Rows that one look-up may reach past the first; more rows than a trial has are
             read harmlessly.
     """
 
-    def __init__(self, store: Store, array: str, trials: Int64, most_rows: int) -> None:
+    def __init__(
+        self, store: Store, array: str, trials: Int64, n_columns: int, most_rows: int
+    ) -> None:
         index = store.index
         shards, place = np.unique(index.shard[trials], return_inverse=True)
         spec = store.manifest.shards[int(shards[0])].arrays[array]
         files = store.map_array(array, shards.tolist(), tail_bytes=most_rows * spec.row_bytes)
         item_bytes = spec.row_bytes // spec.n_columns
-        self.n_columns = spec.n_columns
+        self.n_columns = n_columns
+        self._width = spec.n_columns
+        self._stride = store.manifest.windows.stride if store.manifest.layout == "windows" else None
         self._first: Int64 = files.offsets[place] // item_bytes
-        self._first += index.row_start[trials] * self.n_columns
+        self._first += index.row_start[trials] * self._width
         # Few of torch's kernels know uint16; int16 moves the same bits.
         self._array = files.bytes.view("int16" if spec.dtype == "uint16" else spec.dtype)
         with warnings.catch_warnings():  # the map is read-only, and so is all use of it here
@@ -57,9 +62,12 @@ class MappedRows:
         self._views: dict[int, Tensor] = {}
 
     def locate(self, trial: Int64, row: Int64) -> Int64:
-        """Return the element where `row` of `trial` (a position in the list) begins."""
+        """Return the element where the window at `row` of `trial` (a position in the list) begins.
+
+        In layout rows it begins with that row; in layout windows it is a row of its own.
+        """
         element = self._first.take(trial)
-        element += row * self.n_columns
+        element += (row if self._stride is None else row // self._stride) * self._width
         return element
 
     def pick(self, element: Int64) -> npt.NDArray[Any]:
@@ -91,7 +99,8 @@ class Draws(NamedTuple):
     Attributes:
         places: int64 `[6, n]`, one array because a batch is a slice of it: position in the list of
             trials; trial number; first row of the window in the trial; valid rows; element of the
-            mapped values where the window begins; the same for its forecast target.
+            mapped values where the window begins; the element where its forecast target does, in
+            the values or, in layout windows, in the targets.
         weights: float32 `[n]`.
     """
 
@@ -125,22 +134,30 @@ class WindowGather:
         n_rows = store.index.n_rows[trials]
         self._length: Int64 = np.minimum(np.int64(windows.length), n_rows - windows.ahead)
         self._any_short = bool((self._length < windows.length).any())
-        self._values = MappedRows(store, "values", trials, windows.length + windows.ahead)
         self._may_miss = bool(manifest.counts.get("has_missing", True))
+        n_channels, n_targets = len(manifest.channels), len(self._target.columns)
+        # Of windows that are stored none reaches past its own row.
+        past = (windows.length, windows.ahead) if manifest.layout == "rows" else (0, 0)
+        self._values = MappedRows(store, "values", trials, n_channels, sum(past))
         self._observed = self._targets = None
         if manifest.observed:
-            self._observed = MappedRows(store, "observed", trials, windows.length)
-        if self._target.kind == "per_step":
-            self._targets = MappedRows(store, "targets", trials, windows.length)
+            n_bytes = -(-n_channels // 8)
+            self._observed = MappedRows(store, "observed", trials, n_bytes, past[0])
+        apart = self._target.kind == "forecast" and manifest.layout == "windows"
+        if self._target.kind == "per_step" or apart:
+            self._targets = MappedRows(store, "targets", trials, n_targets, past[0])
         self._codes = self._code_table = None
         if manifest.codes:
-            self._codes = MappedRows(store, "codes", trials, windows.length)
+            self._codes = MappedRows(store, "codes", trials, len(manifest.codes), past[0])
             self._code_table = CodeTable(store, trials)
         self._statics, self._static_codes = static_inputs(store, trials)
         names = [channel.name for channel in manifest.channels]
         chosen = self._target.columns if self._target.kind == "forecast" else ()
         self._columns = np.array([names.index(column) for column in chosen], np.int64)
-        self._offsets = np.arange(windows.steps)[:, None] * len(names) + self._columns
+        # Where forecast targets lie from their first element on: among other channels, or alone.
+        self._ahead = self._targets if apart and self._targets else self._values
+        among = np.arange(n_targets) if apart else self._columns
+        self._offsets = np.arange(windows.steps)[:, None] * self._ahead.n_columns + among
         self._rescale = Rescale(
             store.delivery, trials, windows.length, self._columns, may_miss=self._may_miss
         )
@@ -157,8 +174,11 @@ class WindowGather:
         np.multiply(window, self._spec.stride, out=places[2])
         places[3] = self._length.take(trial)
         places[4] = self._values.locate(trial, places[2])
-        places[5] = (places[3] + (self._spec.horizon - 1)) * self._values.n_columns
-        places[5] += places[4]
+        if self._ahead is self._values:
+            places[5] = (places[3] + (self._spec.horizon - 1)) * self._values.n_columns
+            places[5] += places[4]
+        else:
+            places[5] = self._ahead.locate(trial, places[2])
         return Draws(places, self._selection.weights.take(trial))
 
     def collect(self, draws: Draws, size: int) -> dict[str, Tensor | None]:
@@ -215,12 +235,12 @@ class WindowGather:
 
     def _copy_forecast(self, places: Int64, applied: Applied) -> Tensor:
         if self._offsets.size <= FEW:
-            chosen = self._values.pick(places[5][:, None, None] + self._offsets)
+            chosen = self._ahead.pick(places[5][:, None, None] + self._offsets)
         else:
-            shape = (places.shape[1], self._spec.steps, self._values.n_columns)
+            shape = (places.shape[1], self._spec.steps, self._ahead.n_columns)
             rows = np.empty(shape, np.float32)
-            self._values.copy(torch.from_numpy(places[5]), rows)
-            chosen = rows.take(self._columns, axis=2)
+            self._ahead.copy(torch.from_numpy(places[5]), rows)
+            chosen = rows if self._ahead is self._targets else rows.take(self._columns, axis=2)
         targets = torch.from_numpy(chosen)
         self._rescale.targets(targets, torch.from_numpy(places[0]), applied)
         if places[1, -1] < 0:

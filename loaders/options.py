@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from shards import InvalidSpecError, WindowSpec
 
@@ -31,6 +34,8 @@ class StreamOptions:
     windows: WindowSpec | None
     rank: int | None
     world_size: int | None
+    where: str | None = None
+    trials: TrialIds | None = None
 
     def __post_init__(self) -> None:
         for name, wanted in _CHOICES.items():
@@ -55,6 +60,34 @@ class StreamOptions:
                     f"rank is {self.rank}; wanted less than world_size, {self.world_size}."
                 )
             check_share(self.batch_size, self.world_size)
+
+
+class TrialIds:
+    """Ids that a stream was asked for: one Arrow array, however many they are.
+
+    Attributes:
+        array: large_utf8, each once, in the order given.
+
+    Raises:
+        InvalidSpecError: If they are no ids, or none.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        wanted = "wanted a list of trial ids, or a column of them."
+        if isinstance(ids, str | bytes):
+            raise InvalidSpecError(f"trials is {ids!r}; {wanted}")
+        try:
+            given = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(list(ids))
+            given = pa.chunked_array([given]) if isinstance(given, pa.Array) else given
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise InvalidSpecError(f"trials cannot be read ({error}); {wanted}") from error
+        is_text = pa.types.is_large_string(given.type) or pa.types.is_string(given.type)
+        if not is_text or not len(given) or given.null_count:
+            raise InvalidSpecError(
+                f"trials has {len(given)} values of type {given.type}, {given.null_count} of them "
+                f"missing; {wanted}"
+            )
+        self.array = given.cast(pa.large_utf8()).unique()
 
 
 def check_share(batch_size: int, world_size: int) -> None:

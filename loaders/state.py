@@ -12,6 +12,9 @@ _REMEDY = {
     "plan": "batch_size, windows, shuffle or balance changed; use the saved ones, or start anew",
     "seed": "use the saved seed, or start anew",
 }
+_CHOSEN = (
+    "where or trials changed, or one of them is gone or new; use the saved ones, or start anew"
+)
 
 
 def check_state(state: Mapping[str, Any], here: Mapping[str, Any], *, n_steps: int) -> None:
@@ -19,7 +22,7 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], *, n_steps: i
 
     Args:
         state: What `TrialStream.state_dict` returned.
-        here: `fingerprint`, `plan` and `seed` of this stream.
+        here: `fingerprint`, `plan` and `seed` of this stream; and `trials` of one with a filter.
         n_steps: Its steps per epoch.
 
     Raises:
@@ -30,11 +33,17 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], *, n_steps: i
         raise ResumeError(
             f"the state lacks {', '.join(lacking)}; wanted what TrialStream.state_dict() returned."
         )
+    remedies = dict(_REMEDY)
+    chosen = [f"{part['trials']}" if "trials" in part else "all" for part in (state, here)]
+    if chosen[0] != chosen[1]:
+        del remedies["plan"]  # of other trials it is another one, whatever else was asked for
     wrong = [
         f"{name}: got {state[name]}, wanted {here[name]} ({remedy})"
-        for name, remedy in _REMEDY.items()
+        for name, remedy in remedies.items()
         if state[name] != here[name]
     ]
+    if chosen[0] != chosen[1]:
+        wrong.append(f"trials: got {chosen[0]}, wanted {chosen[1]} ({_CHOSEN})")
     if wrong:
         raise ResumeError("the state does not fit this stream. " + "; ".join(wrong) + ".")
     if not (int(state["epoch"]) >= 0 and 0 <= int(state["step"]) < n_steps):

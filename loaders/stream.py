@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from loaders.batch import Batch
+from loaders.chosen import pack_numbers, unpack_numbers
 from loaders.cursor import SharedCursor
 from loaders.gather import Draws, WindowGather
 from loaders.inverse import Inverse
-from loaders.options import StreamOptions, check_integer, check_share
+from loaders.options import StreamOptions, TrialIds, check_integer, check_share
 from loaders.order import EpochOrder, rank_rows, worker_steps
 from loaders.selection import Selection
 from loaders.state import check_state
@@ -48,13 +49,18 @@ class TrialStream(IterableDataset[Batch]):
         balance: `window`: each window once per epoch. `trial`: equally many draws from each trial,
             as many in all; no window comes again before the others of its trial came.
         windows: Other windows than the store's; costs nothing.
+        where: SQL expression over attributes and columns of the index, such as
+            `subject = 's07' and n_rows > 500`: reads the trials of the split for which it is true.
+            `Store.trials()` shows the columns, `shards/select.py` says what it may do.
+        trials: Ids; reads these trials of the split. With `where` as well, those of both.
         version: Version to open when `store` is a path; by default the newest.
         rank: This process among `world_size`; by default what torch.distributed says, else 0 of 1.
         world_size: Processes that share each step.
 
     Raises:
-        InvalidSpecError: If an argument is out of range, or the split has no windows.
+        InvalidSpecError: If an argument is out of range, or nothing to read is left.
         StoreNotFoundError: If there is no such store, version or split.
+        TrialNotFoundError: If the version has no trial of one of the ids.
         CorruptStoreError: If its files are not what they should be.
     """
 
@@ -69,21 +75,25 @@ class TrialStream(IterableDataset[Batch]):
         seed: int = 0,
         balance: str = "window",
         windows: WindowSpec | None = None,
+        where: str | None = None,
+        trials: Iterable[str] | None = None,
         version: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         self.options = StreamOptions(
             split=split, batch_size=batch_size, batches=batches, shuffle=shuffle, seed=seed,
-            balance=balance, windows=windows, rank=rank, world_size=world_size,
+            balance=balance, windows=windows, rank=rank, world_size=world_size, where=where,
+            trials=None if trials is None else TrialIds(trials),
         )  # fmt: skip
         self.store = store if isinstance(store, Store) else Store(store, version)
-        if version not in (None, self.store.version):
+        if isinstance(store, Store) and version not in (None, store.version):
             raise InvalidSpecError(
                 f"version is {version!r} beside an open store of {self.store.version}; "
                 "wanted a path with a version, or an open store alone."
             )
         self._cursor = SharedCursor()
+        self._chosen: Int64 | None = None
         self._parent_rank: tuple[int, int] | None = None
         self._gather: WindowGather | None = None
         self._pid = os.getpid()
@@ -221,7 +231,7 @@ class TrialStream(IterableDataset[Batch]):
 
     @cached_property
     def _selection(self) -> Selection:
-        return Selection(self.store, self.options)
+        return Selection(self.store, self.options, self._chosen)
 
     @cached_property
     def _inverse(self) -> Inverse:
@@ -247,8 +257,10 @@ class TrialStream(IterableDataset[Batch]):
         return self._gather
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the request alone: no maps, no index, a few kilobytes whatever the store."""
+        """Return the request alone: no maps, no index; of a filter, a bit per trial."""
+        filtered = self.options.where is not None or self.options.trials is not None
         return {
+            "chosen": pack_numbers(self._selection.trials) if filtered else None,
             "options": self.options, "path": self.store.path, "version": self.store.version,
             "cursor": self._cursor, "parent_rank": self._rank(),
         }  # fmt: skip
@@ -257,5 +269,7 @@ class TrialStream(IterableDataset[Batch]):
         """Open the same version again; maps follow when the first batch is asked for."""
         self.options = state["options"]
         self.store = Store(state["path"], state["version"])
+        # The same version gives the same answer; a worker need not ask again.
+        self._chosen = None if state["chosen"] is None else unpack_numbers(state["chosen"])
         self._cursor, self._parent_rank = state["cursor"], state["parent_rank"]
         self._gather, self._pid = None, os.getpid()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.catalog import Catalog
-from pipeline.draft import trial_ids
+from pipeline.delta import TOMBSTONE, Delta
 from pipeline.spec import DatasetSpec
+from pipeline.staging import BucketResult
 from pipeline.trials import Refusal, count_of
 from shards.version import VersionDraft
 
@@ -39,13 +39,13 @@ class Finding:
 
 
 def audit_quarantine(
-    spec: DatasetSpec, catalog: Catalog, refusals: Sequence[Refusal], n_accepted: int
+    spec: DatasetSpec, delta: Delta, refusals: Sequence[Refusal], n_accepted: int
 ) -> Finding:
     """Check that no more files, or trials of such with many, were refused than allowed."""
-    n_candidates, what = catalog.n_files - sum(catalog.ignored.values()), "files"
+    n_candidates, what = delta.n_files - sum(delta.ignored.values()), "files"
     if spec.source.holds_many:
         n_candidates, what = n_accepted + len(refusals), "trials"
-    share = len(refusals) / n_candidates
+    share = len(refusals) / max(n_candidates, 1)
     passed = share <= spec.max_quarantined and len(refusals) < n_candidates
     counts = Counter(refusal.code for refusal in refusals)
     facts = {"n_quarantined": len(refusals), "n_files": n_candidates, "share": share}
@@ -63,32 +63,53 @@ def audit_quarantine(
 
 
 def audit_draft(
-    spec: DatasetSpec, catalog: Catalog, draft: VersionDraft, refusals: Sequence[Refusal]
+    spec: DatasetSpec,
+    delta: Delta,
+    results: Sequence[BucketResult],
+    trials: pa.Table,
+    draft: VersionDraft,
+    refusals: Sequence[Refusal],
 ) -> tuple[Finding, ...]:
-    """Check a version before it is published: conservation, ids, splits."""
+    """Check a version before it is published: conservation, ids, splits.
+
+    Args:
+        spec: The specification.
+        delta: The raw files.
+        results: What came of those that were read.
+        trials: All trials, with their splits and row counts.
+        draft: What shall be published.
+        refusals: All that is quarantined.
+    """
     return (
-        _conservation(catalog, draft, refusals),
-        _ids_unique(draft.trials),
-        _splits_disjoint(spec, draft.trials),
+        _conservation(delta, results, trials, draft, refusals),
+        _ids_unique(trials),
+        _splits_disjoint(spec, trials),
     )
 
 
-def _conservation(catalog: Catalog, draft: VersionDraft, refusals: Sequence[Refusal]) -> Finding:
+def _conservation(
+    delta: Delta,
+    results: Sequence[BucketResult],
+    trials: pa.Table,
+    draft: VersionDraft,
+    refusals: Sequence[Refusal],
+) -> Finding:
     """Check law 3 for files, and for rows."""
-    accepted = set(draft.trials["source"].to_pylist())
+    lost, foreign, twice = _fates(delta, results)
+    refused = {refusal.source for refusal in refusals}
     # A file with many trials is accepted when one of them is; the others are refused by name.
-    refused = {refusal.source for refusal in refusals if refusal.trial is None}
-    refused |= {refusal.source for refusal in refusals} - accepted
-    listed = {f.path for f in catalog.files} | {r.source for r in catalog.refusals}
-    lost = sorted(listed - accepted - refused)
-    foreign = sorted((accepted | refused) - listed)
-    twice = sorted(accepted & refused)
-    rows_in, rows = (int(pc.sum(draft.trials[n]).as_py() or 0) for n in ("n_rows_in", "n_rows"))
+    accepted = pc.unique(trials["source"])
+    both = pc.is_in(pa.array(sorted(refused), pa.utf8()), value_set=accepted)
+    n_refused = len(refused) - int(pc.sum(both).as_py() or 0)
+    n_ignored = sum(delta.ignored.values()) + _n_taken_out(draft, refused, trials)
+    n_accepted = len(accepted)
+    adds_up = n_accepted + n_refused + n_ignored == delta.n_files
+    rows_in, rows = (int(pc.sum(trials[n]).as_py() or 0) for n in ("n_rows_in", "n_rows"))
     dropped, inserted = sum(draft.counts["rows_dropped"].values()), draft.counts["rows_inserted"]
-    passed = not (lost or foreign or twice) and rows_in - dropped + inserted == rows
+    passed = adds_up and not (lost or foreign or twice) and rows_in - dropped + inserted == rows
     said = (
-        f"{catalog.n_files:,} files = {len(accepted):,} accepted + {len(refused):,} quarantined + "
-        f"{sum(catalog.ignored.values()):,} ignored; {rows_in:,} rows read = {rows:,} stored + "
+        f"{delta.n_files:,} files = {n_accepted:,} accepted + {n_refused:,} quarantined + "
+        f"{n_ignored:,} ignored; {rows_in:,} rows read = {rows:,} stored + "
         f"{dropped:,} dropped" + (f" - {inserted:,} inserted." if inserted else ".")
     )
     for what, paths in (("lost", lost), ("unknown to the catalog", foreign), ("twice", twice)):
@@ -98,12 +119,36 @@ def _conservation(catalog: Catalog, draft: VersionDraft, refusals: Sequence[Refu
     return Finding("conservation", passed, said, {"rows_read": rows_in, "rows_stored": rows})
 
 
+def _fates(delta: Delta, results: Sequence[BucketResult]) -> tuple[list[str], list[str], list[str]]:
+    """Return which of the files to be read are lost, which nobody asked for, and which came twice.
+
+    Those that are taken over from the base are accounted for by their number.
+    """
+    accepted, refused = set[str](), set[str]()
+    for result in results:
+        if result.rows is not None:
+            accepted |= set(result.rows["source"].to_pylist())
+        refused |= {refusal.source for refusal in result.refusals if refusal.trial is None}
+    partly = {r.source for result in results for r in result.refusals} - accepted - refused
+    asked = {file.path for file in delta.read}
+    known = accepted | refused | partly
+    return sorted(asked - known), sorted(known - asked), sorted(accepted & refused)
+
+
+def _n_taken_out(draft: VersionDraft, refused: Collection[str], trials: pa.Table) -> int:
+    """Count files with many trials all of which were taken out by hand."""
+    if not draft.tombstones or TOMBSTONE in draft.counts["ignored"]:
+        return 0
+    sources = {stone.source for stone in draft.tombstones} - set(refused)
+    left = set(trials["source"].to_pylist())
+    return len(sources - left)
+
+
 def _ids_unique(trials: pa.Table) -> Finding:
-    ids = trials["id"].to_pylist()
-    n_ids = len(set(ids))
-    counts = Counter(ids) if n_ids < len(ids) else {}
-    twice = sorted(trial_id for trial_id, n in counts.items() if n > 1)
-    said = f"{n_ids:,} trials, each id once."
+    ids = trials["id"].combine_chunks()  # sorted, so that equal ones are neighbours
+    equal = pc.equal(ids.slice(1), ids.slice(0, max(len(ids) - 1, 0)))
+    twice = sorted(set(ids.slice(1).filter(equal).to_pylist()))
+    said = f"{len(ids) - int(pc.sum(equal).as_py() or 0):,} trials, each id once."
     if twice:
         said = (
             f"{count_of(len(twice), 'trial id')} more than once, such as "
@@ -115,17 +160,18 @@ def _ids_unique(trials: pa.Table) -> Finding:
 
 def _splits_disjoint(spec: DatasetSpec, trials: pa.Table) -> Finding:
     """Check that no group of trials is on two sides."""
-    splits = trials["split"].to_pylist()
-    groups = trial_ids(trials)
+    splits = trials["split"]
+    groups = trials["trial" if "trial" in trials.column_names else "id"]
     if spec.split.by != "trial":
-        groups = trials["attributes"].combine_chunks().field(spec.split.by).to_pylist()
-    sides = dict(zip(groups, splits, strict=True))
-    pairs = set(zip(groups, splits, strict=True))
-    # A group on two sides is in more pairs than one.
-    torn = sorted({group for group, split in pairs if sides[group] != split})
-    counts = dict(sorted(Counter(splits).items()))
+        groups = trials["attributes"].combine_chunks().field(spec.split.by)
+    pairs = pa.table({"group": groups, "split": splits}).group_by(["group", "split"]).aggregate([])
+    sides = pairs.group_by("group").aggregate([("split", "count")])
+    torn = sides.filter(pc.greater(sides["split_count"], 1))["group"].to_pylist()
+    torn = sorted(str(group) for group in torn)
+    counts = {c["values"]: c["counts"] for c in pc.value_counts(splits).to_pylist()}
+    counts = dict(sorted(counts.items()))
     shown = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    said = f"{len(sides):,} groups by {spec.split.by}, each in one split: {shown} trials."
+    said = f"{sides.num_rows:,} groups by {spec.split.by}, each in one split: {shown} trials."
     if torn:
         said = (
             f"{count_of(len(torn), 'group')} by {spec.split.by} in more than one split, such as "

@@ -6,12 +6,14 @@ A bucket is the unit of parallel and repeated building. Its result is one file u
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import (
@@ -27,17 +29,19 @@ from pipeline import (
     sources,
     timeline,
 )
+from pipeline.base import INDEX_COLUMNS
 from pipeline.engine import map_batches
 from pipeline.finish import FinishedBatch
-from pipeline.members import segments, size_of, write_members
+from pipeline.members import segments, shard_form, size_of, write_members
 from pipeline.pack import pack_trials, plan_batches
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
-from pipeline.staging import BucketResult, read_staged, refresh_files, write_staged
+from pipeline.staging import TRANSIENT, BucketResult, read_staged, refresh_files, write_staged
 from pipeline.trials import Refusal, SourceFile
-from shards.manifest import ShardEntry
+from shards.manifest import PartEntry, ShardEntry
+from shards.parts import write_part
 
-VERSION = 3
+VERSION = 4
 BATCH_BYTES = 12 * 2**20
 """Input joined for one parser call: smaller pays per call, larger costs memory and cache."""
 
@@ -53,15 +57,20 @@ def stage_versions() -> dict[str, int]:
     return {m.__name__.rsplit(".")[-1]: m.VERSION for m in stages} | {"buckets": VERSION}
 
 
-def plan_digest(recipe: Recipe, n_buckets: int) -> str:
-    """Return the name of the staging folder: whatever changes a bucket's content changes it."""
+def plan_digest(recipe: Recipe) -> str:
+    """Return the name of what a trial becomes: whatever changes a trial's content changes it.
+
+    Not how trials are split and packed: a trial that is stored already may lie anywhere.
+    """
     spec = recipe.spec.model_dump(mode="json", exclude={"split", "max_quarantined", "name"})
     del spec["source"]["obtain"]
-    spec["windows"] = {"target": spec["windows"]["target"]}
+    shape = spec.pop("shards")
+    if shape["layout"] == "rows":
+        spec["windows"] = {"target": spec["windows"]["target"]}
     document = {
         "spec": spec,
+        "shape": [shape["layout"], shape["format"]],
         "stages": stage_versions(),
-        "n_buckets": n_buckets,
         "besides": recipe.besides,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
@@ -81,14 +90,16 @@ def build_bucket(
 
     Args:
         root: Source root.
-        asked: The bucket's files in path order, as the catalog knows them; they are read as they
-            are now.
+        asked: Those of the bucket's files that must be read, in path order, as the catalog knows
+            them; they are read as they are now.
         recipe: The specification.
         store: Store root, where shards go.
         staged: Where the result is kept until the commit.
         on_files: Progress.
         n_workers: Threads; by default one per processor.
     """
+    if not asked:
+        return BucketResult(None, (), ())
     found = read_staged(staged, store)
     if found is not None and found.is_exactly(files := refresh_files(root, asked)):
         on_files(len(files), sum(file.size_bytes for file in files))
@@ -97,15 +108,43 @@ def build_bucket(
     shards: list[ShardEntry] = []
     read = _Read([], [])
     batches = _prepared(root, asked, recipe, read, on_files, n_workers)
-    for members in pack_trials(segments(batches), size_of, recipe.spec.shards.target_bytes):
-        entry, rows = write_members(store, members)
+    form, target_bytes = shard_form(recipe.spec), recipe.spec.shards.target_bytes
+    for members in pack_trials(segments(batches, form), size_of, target_bytes):
+        entry, packed = write_members(store, members, form)
         shards.append(entry)
-        tables.append(rows)
+        tables.append(packed)
         del members  # else this shard stays in memory until the next one is full
-    table = pa.concat_tables(tables).combine_chunks() if tables else None
-    result = BucketResult(table, tuple(shards), tuple(read.refusals), tuple(read.files))
+    part, rows = _write_cold(store, tables)
+    refusals = _with_times(read.refusals, read.files)
+    result = BucketResult(rows, tuple(shards), refusals, tuple(read.files), part=part)
     write_staged(staged, asked, result)
     return result
+
+
+def _write_cold(
+    store: Path, tables: Sequence[pa.Table]
+) -> tuple[PartEntry, pa.Table] | tuple[None, None]:
+    """Write what is known of the segments as a part, and return what the hot index needs."""
+    if not tables:
+        return None, None
+    table = pa.concat_tables(tables).combine_chunks()
+    part = write_part(store, table.drop_columns(["shard", "row_start"]))
+    names = [name for name in (*INDEX_COLUMNS, "trial") if name in table.column_names]
+    places = pa.array(np.arange(table.num_rows, dtype=np.int64))
+    return part, table.select(names).append_column("part_row", places)
+
+
+def _with_times(refusals: Sequence[Refusal], files: Sequence[SourceFile]) -> tuple[Refusal, ...]:
+    """Note when each refused file was modified, unless its refusal may pass by itself."""
+    if not refusals:
+        return ()
+    times = {file.path: file.mtime_ns for file in files}
+    return tuple(
+        refusal
+        if refusal.code in TRANSIENT
+        else dataclasses.replace(refusal, mtime_ns=times.get(refusal.source))
+        for refusal in refusals
+    )
 
 
 class _Read(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.audit import Finding
-from pipeline.catalog import Catalog
+from pipeline.base import CATALOG_STAGE, Base
 from pipeline.causal import describe_lookahead
-from pipeline.commit import commit_version
+from pipeline.commit import Work, commit_version
+from pipeline.delta import Delta
+from pipeline.draft import Fitted
 from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
 from shards.errors import InvalidSpecError, TooManyQuarantinedError, TrialShardsError
+from shards.leases import building
 from shards.writer import newest_version
 
 
@@ -46,6 +50,7 @@ class BuildReport:
         refusals: Every quarantined file, and trial of a file with many.
         warnings: Sentences a user should read.
         lookahead: Transforms that look ahead inside a trial.
+        n_read: Files that were read; all others were taken over from the version before.
         seconds: Wall time.
     """
 
@@ -56,6 +61,7 @@ class BuildReport:
     refusals: tuple[Refusal, ...]
     warnings: tuple[str, ...]
     lookahead: tuple[str, ...]
+    n_read: int
     seconds: float
 
 
@@ -65,6 +71,8 @@ def build(
     *,
     on_progress: OnProgress | None = None,
     n_workers: int | None = None,
+    refit: bool = False,
+    fit: str | Path | None = None,
 ) -> BuildReport:
     """Build a data set and publish it as the next version of a store.
 
@@ -73,6 +81,8 @@ def build(
         store: Store root, made if absent.
         on_progress: Called after every batch of files.
         n_workers: Threads; by default one per processor.
+        refit: Fit anew what an earlier build froze: quartiles, regimes, vocabularies.
+        fit: A `fit.json` to normalize and encode by, instead of fitting.
 
     Raises:
         InvalidSpecError: If the specification is wrong or no file can be used.
@@ -81,10 +91,27 @@ def build(
     """
     began = time.perf_counter()
     space = Workspace.open(spec_path, store)
-    after = newest_version(space.store)
-    catalog = space.scan()
-    results = _build_buckets(space, catalog, on_progress, n_workers)
-    commit = commit_version(space, catalog, results, after=after)
+    with building(space.store):
+        after, base = newest_version(space.store), space.base()
+        delta = space.look(base)
+        if delta is None:
+            delta = space.delta(space.scan(), base)
+        fitted = Fitted(refit=refit, given=None if fit is None else _read_fit(fit))
+        if base is not None and _is_settled(space, base, delta, fitted):
+            return _unchanged(space, base, began)
+        results = _build_buckets(space, delta, on_progress, n_workers)
+        return finish_build(space, Work(delta, results, base, after, fitted), began)
+
+
+def finish_build(space: Workspace, work: Work, began: float) -> BuildReport:
+    """Commit what was built, and say what came of it.
+
+    Raises:
+        TooManyQuarantinedError: If more files were refused than `max_quarantined` allows.
+        InvalidSpecError: If another check failed.
+        CommitConflictError: If another build committed meanwhile and touched the same files.
+    """
+    commit = commit_version(space, work)
     if commit.version is None:
         raise _refusal(commit.findings)
     return BuildReport(
@@ -95,24 +122,65 @@ def build(
         refusals=commit.refusals,
         warnings=commit.warnings,
         lookahead=tuple(describe_lookahead(space.spec)),
+        n_read=len(work.delta.read),
         seconds=time.perf_counter() - began,
     )
 
 
+def _is_settled(space: Workspace, base: Base, delta: Delta, fitted: Fitted) -> bool:
+    """Return whether the base is what the build would publish."""
+    if not base.reusable or not delta.is_empty or fitted != Fitted():
+        return False
+    catalog_refusals = tuple(r for r in base.refusals if r.stage == CATALOG_STAGE)
+    return (
+        dict(base.manifest.spec) == space.spec.model_dump(mode="json")
+        and base.manifest.build.get("fit") is None
+        and base.manifest.counts["files"] == delta.n_files
+        and {(r.source, r.code) for r in catalog_refusals}
+        == {(r.source, r.code) for r in delta.refusals}
+    )
+
+
+def _unchanged(space: Workspace, base: Base, began: float) -> BuildReport:
+    return BuildReport(
+        store=space.store,
+        version=base.store.version,
+        published=False,
+        counts=base.manifest.counts,
+        refusals=base.refusals,
+        warnings=(),
+        lookahead=tuple(describe_lookahead(space.spec)),
+        n_read=0,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _read_fit(path: str | Path) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidSpecError(
+            f"{path}: no fit.json can be read there ({error}). Take that of a version."
+        ) from error
+    if not isinstance(document, dict):
+        raise InvalidSpecError(f"{path}: got {type(document).__name__}; wanted a JSON object.")
+    return document
+
+
 def _build_buckets(
-    space: Workspace, catalog: Catalog, on_progress: OnProgress | None, n_workers: int | None
+    space: Workspace, delta: Delta, on_progress: OnProgress | None, n_workers: int | None
 ) -> list[BucketResult]:
-    n_bytes = sum(file.size_bytes for file in catalog.files)
+    n_bytes = sum(file.size_bytes for file in delta.read)
     done = np.zeros(2, np.int64)
 
     def on_files(n_files: int, n_bytes_done: int) -> None:
         done[:] += (n_files, n_bytes_done)
         if on_progress is not None:
-            on_progress(Progress(len(catalog.files), int(done[0]), n_bytes, int(done[1])))
+            on_progress(Progress(len(delta.read), int(done[0]), n_bytes, int(done[1])))
 
     return [
-        space.build_bucket(catalog, bucket, on_files=on_files, n_workers=n_workers)
-        for bucket in range(catalog.n_buckets)
+        space.build_bucket(delta, bucket, on_files=on_files, n_workers=n_workers)
+        for bucket in sorted({file.bucket for file in delta.read})
     ]
 
 

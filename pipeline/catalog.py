@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,16 +13,17 @@ from typing import NamedTuple
 import xxhash
 
 from pipeline.paths import find_paths, identifier
+from pipeline.quickscan import tables_digest
 from pipeline.sections import SourceSpec
 from pipeline.spec import DatasetSpec
 from pipeline.tables import JoinedTables, read_tables
 from pipeline.trials import Refusal, RefusedError, SourceFile, quote
+from pipeline.walk import PlainFiles, is_hidden, walk_plain
 from shards.errors import InvalidSpecError
 
 BYTES_PER_BUCKET = 256 * 2**20
-Inode = tuple[int, int]
-"""Device and number: one for all paths of a file."""
-NO_INODE = (0, 0)
+_Found = tuple[Sequence[SourceFile], list[Refusal], dict[str, int]]
+"""Files that claim a trial each, refusals, and paths ignored by rule."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Catalog:
             is here by another path.
         n_buckets: Power of two.
         warnings: What a user should look at, in sentences.
+        tables: Digest of the attribute tables.
     """
 
     root: Path
@@ -45,6 +47,7 @@ class Catalog:
     ignored: Mapping[str, int]
     n_buckets: int
     warnings: tuple[str, ...] = ()
+    tables: str = ""
 
     @property
     def n_files(self) -> int:
@@ -52,15 +55,11 @@ class Catalog:
         return len(self.files) + len(self.refusals) + sum(self.ignored.values())
 
 
-class _Claim(NamedTuple):
-    """A file that claims to hold a trial."""
+class _Inode(NamedTuple):
+    """One for all paths of a file."""
 
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    trial_id: str
-    attributes: Mapping[str, str]
-    inode: Inode
+    device: int
+    number: int
 
 
 def scan_files(root: Path, spec: DatasetSpec) -> Catalog:
@@ -69,30 +68,30 @@ def scan_files(root: Path, spec: DatasetSpec) -> Catalog:
     Raises:
         InvalidSpecError: If nothing matches, or an attribute table cannot be used.
     """
-    matched = find_paths(root, spec.source.files)
-    shown = [path for path in matched if path[:1] != "." and "/." not in path]
-    if not shown:
+    plain = walk_plain(root, spec.source.files)
+    if plain is None:
+        claims, refusals, ignored = _look_closely(root, spec.source)
+    else:
+        claims, refusals, ignored = _claim_plain(plain, spec.source)
+    if not claims and not refusals:
         raise InvalidSpecError(
-            f"no file matches source.files {spec.source.files!r} below {root} ({len(matched)} "
-            f"paths looked at). {_advice(spec.source)}"
+            f"no file matches source.files {spec.source.files!r} below {root} "
+            f"({ignored['hidden']} paths looked at). {_advice(spec.source)}"
         )
-    linked = {path for path, is_linked in matched.items() if is_linked}
-    claims, refusals = _look(root, sorted(shown), spec.source, linked=bool(linked))
-    kept, n_aliases = _drop_aliases(claims, linked)
-    ids = {claim.trial_id for claim in kept}
-    kept, twice = _split_duplicates(kept) if len(ids) < len(kept) else (kept, [])
+    ids = {claim.trial_id for claim in claims}
+    kept, twice = _split_duplicates(claims) if len(ids) < len(claims) else (claims, [])
     # Where one file holds many trials, their ids are known only when it has been read.
     tables = read_tables(root, {} if spec.source.holds_many else spec.attributes)
     kept, without_row = _join_tables(kept, tables)
     n_buckets = count_buckets(sum(claim.size_bytes for claim in kept), spec.shards.buckets)
-    ignored = {"hidden": len(matched) - len(shown), "alias": n_aliases}
     return Catalog(
         root=root,
-        files=tuple(SourceFile(*c[:5], bucket=bucket_of(c.path, n_buckets)) for c in kept),
+        files=tuple(_put_in_buckets(kept, n_buckets)),
         refusals=(*refusals, *twice, *without_row),
         ignored={rule: n for rule, n in ignored.items() if n},
         n_buckets=n_buckets,
         warnings=tuple(tables.unmatched(ids)),
+        tables=tables_digest(root, spec),
     )
 
 
@@ -116,45 +115,65 @@ def bucket_of(path: str, n_buckets: int) -> int:
     return xxhash.xxh3_64_intdigest(path.encode()) & (n_buckets - 1)
 
 
-def _look(
-    root: Path, paths: Sequence[str], source: SourceSpec, *, linked: bool
-) -> tuple[list[_Claim], list[Refusal]]:
-    """Look at each path: is it a file, and whose?
+def _put_in_buckets(files: Sequence[SourceFile], n_buckets: int) -> Iterable[SourceFile]:
+    if n_buckets == 1:
+        return files  # as they are made
+    return (SourceFile(*file[:-1], bucket=bucket_of(file.path, n_buckets)) for file in files)
 
-    Args:
-        root: Folder that paths are below.
-        paths: Where to look.
-        source: How files name trials.
-        linked: Whether links lead to any of them.
-    """
-    claims: list[_Claim] = []
+
+def _claim_plain(plain: PlainFiles, source: SourceSpec) -> _Found:
+    """Name the trials of files that need no closer look."""
+    claims: list[SourceFile] = []
     refusals: list[Refusal] = []
     identify = identifier(source)
-    # Relative to an open folder, a path is short, and the system finds the file in half the time.
+    for path, (size_bytes, mtime_ns) in sorted(plain.seen.items()):
+        named = identify(path)
+        if named is None:
+            refusals.append(_without_id(path, source, size_bytes))
+        else:
+            claims.append(SourceFile(path, size_bytes, mtime_ns, *named))
+    return claims, refusals, {"hidden": plain.n_hidden}
+
+
+def _look_closely(root: Path, source: SourceSpec) -> _Found:
+    """Look at each path by itself: is it a file, whose, and is it here by another path too?"""
+    matched = find_paths(root, source.files)
+    shown = sorted(path for path in matched if not is_hidden(path))
+    claims: list[SourceFile] = []
+    refusals: list[Refusal] = []
+    inodes: dict[str, _Inode] = {}
+    identify = identifier(source)
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for path in paths:
-            if not path.isascii() and (readable := _readable(path)) != path:
-                refusals.append(_refusal(readable, "path_not_utf8"))
-                continue
-            try:
-                info = os.stat(path, dir_fd=folder)
-            except OSError as error:
-                refusals.append(_refusal(path, "unreadable", str(error.strerror)))
-                continue
-            if not stat.S_ISREG(info.st_mode):
-                refusals.append(_refusal(path, "not_a_file"))
-                continue
-            named = identify(path)
-            if named is None:
-                what = repr(source.trial_id)
-                refusals.append(_refusal(path, "no_trial_id", what, size_bytes=info.st_size))
-                continue
-            inode = (info.st_dev, info.st_ino) if linked else NO_INODE
-            claims.append(_Claim(path, info.st_size, info.st_mtime_ns, *named, inode))
+        for path in shown:
+            info = _look(path, folder)
+            if isinstance(info, Refusal):
+                refusals.append(info)
+            elif (named := identify(path)) is None:
+                refusals.append(_without_id(path, source, info.st_size))
+            else:
+                claims.append(SourceFile(path, info.st_size, info.st_mtime_ns, *named))
+                inodes[path] = _Inode(info.st_dev, info.st_ino)
     finally:
         os.close(folder)
-    return claims, refusals
+    kept = _drop_aliases(claims, {path for path in shown if matched[path]}, inodes)
+    n_hidden = len(matched) - len(shown)
+    return kept, refusals, {"hidden": n_hidden, "alias": len(claims) - len(kept)}
+
+
+def _look(path: str, folder: int) -> os.stat_result | Refusal:
+    """Look at a path below an open folder; say why if it is no file."""
+    if (readable := _readable(path)) != path:
+        return _refusal(readable, "path_not_utf8")
+    try:
+        info = os.stat(path, dir_fd=folder)
+    except OSError as error:
+        return _refusal(path, "unreadable", str(error.strerror))
+    return info if stat.S_ISREG(info.st_mode) else _refusal(path, "not_a_file")
+
+
+def _without_id(path: str, source: SourceSpec, size_bytes: int) -> Refusal:
+    return _refusal(path, "no_trial_id", repr(source.trial_id), size_bytes=size_bytes)
 
 
 def _readable(path: str) -> str:
@@ -176,23 +195,21 @@ def _refusal(path: str, code: str, what: str = "", *, size_bytes: int = 0) -> Re
 
 
 def _drop_aliases(
-    claims: Sequence[_Claim], linked: Collection[str]
-) -> tuple[Sequence[_Claim], int]:
+    claims: Sequence[SourceFile], linked: Collection[str], inodes: Mapping[str, _Inode]
+) -> list[SourceFile]:
     """Keep one path of every file that links lead to: its own if it is here, else the first."""
-    if not linked:
-        return claims, 0
-    own = {claim.inode for claim in claims if claim.path not in linked}
+    own = {inodes[claim.path] for claim in claims if claim.path not in linked}
     kept = []
     for claim in claims:
         if claim.path in linked:
-            if claim.inode in own:
+            if inodes[claim.path] in own:
                 continue
-            own.add(claim.inode)
+            own.add(inodes[claim.path])
         kept.append(claim)
-    return kept, len(claims) - len(kept)
+    return kept
 
 
-def _split_duplicates(claims: Sequence[_Claim]) -> tuple[Sequence[_Claim], list[Refusal]]:
+def _split_duplicates(claims: Sequence[SourceFile]) -> tuple[Sequence[SourceFile], list[Refusal]]:
     """Two files that claim one id are both refused: nothing here says which is right."""
     counts = Counter(claim.trial_id for claim in claims)
     kept = [claim for claim in claims if counts[claim.trial_id] == 1]
@@ -210,8 +227,8 @@ def _split_duplicates(claims: Sequence[_Claim]) -> tuple[Sequence[_Claim], list[
 
 
 def _join_tables(
-    claims: Sequence[_Claim], tables: JoinedTables
-) -> tuple[Sequence[_Claim], list[Refusal]]:
+    claims: Sequence[SourceFile], tables: JoinedTables
+) -> tuple[Sequence[SourceFile], list[Refusal]]:
     if not tables.tables:
         return claims, []
     joined, refusals = [], []

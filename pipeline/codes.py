@@ -96,15 +96,20 @@ def check_statics(attributes: Mapping[str, str | None], spec: DatasetSpec) -> di
     return texts
 
 
-def fit_codes(spec: DatasetSpec, train: pa.Table) -> dict[str, Any]:
+def fit_codes(
+    spec: DatasetSpec, train: pa.Table, frozen: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Return the entries `categorical` and `static` of `fit.json`; none for what is not asked for.
 
     Args:
         spec: The specification.
         train: The train trials, with `categories` (see `CATEGORIES`) and `attributes`.
+        frozen: The entry `categorical` of an earlier fit, which stays as it is.
     """
     fit: dict[str, Any] = {}
-    if spec.categorical:
+    if frozen:
+        fit["categorical"] = [dict(entry) for entry in frozen]
+    elif spec.categorical:
         vocabularies = fit_vocabularies(train["categories"], len(spec.categorical))
         fit["categorical"] = [
             {"name": name, "encoding": encoding, "vocabulary": words}

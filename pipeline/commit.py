@@ -1,23 +1,26 @@
-"""Staged buckets into a published version: merge, audit, publish; or say why not."""
+"""Built buckets into a published version: merge, audit, publish; or say why not."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.audit import Finding, audit_draft, audit_quarantine
-from pipeline.catalog import Catalog
-from pipeline.draft import draft_version, trial_ids
+from pipeline.base import Base
+from pipeline.delta import Delta
+from pipeline.draft import Fitted, draft_version, trial_ids
 from pipeline.fit import find_warnings
-from pipeline.ledger import save_catalog
+from pipeline.merge import keep_equal, merge
+from pipeline.rebase import rebase
 from pipeline.staging import KEPT_SECONDS, BucketResult, remove_old_staging
 from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
 from shards.disk import remove_leftovers
-from shards.errors import InvalidSpecError
-from shards.version import publish_version
+from shards.errors import CommitConflictError, InvalidSpecError
+from shards.version import VersionDraft, publish_version
 
 
 @dataclass(frozen=True)
@@ -41,57 +44,89 @@ class Commit:
     warnings: tuple[str, ...] = ()
 
 
-def commit_version(
-    space: Workspace, catalog: Catalog, results: Sequence[BucketResult], *, after: str | None
-) -> Commit:
-    """Publish all buckets of a catalog as the next version, if every check passes.
+@dataclass(frozen=True)
+class Work:
+    """What is to be committed.
 
-    Args:
-        space: Where.
-        catalog: What the buckets were built from.
-        results: All of them.
-        after: The newest version when the catalog was made or read, or None.
+    Attributes:
+        delta: The raw files, compared with the base.
+        results: What came of those that were read.
+        base: The version that the others are taken over from, or None.
+        after: The newest version when the files were compared, or None.
+        fitted: What is not fitted anew.
+    """
+
+    delta: Delta
+    results: Sequence[BucketResult]
+    base: Base | None
+    after: str | None
+    fitted: Fitted = field(default_factory=Fitted)
+
+
+def commit_version(space: Workspace, work: Work) -> Commit:
+    """Publish the next version, if every check passes.
+
+    Where another build committed meanwhile, and touched other files than this one, what this one
+    did is done again on top of it.
 
     Raises:
         InvalidSpecError: If splits cannot be assigned or fitted.
-        CommitConflictError: If another build committed meanwhile.
+        CommitConflictError: If another build committed meanwhile and touched the same files.
     """
-    spec, store = space.spec, space.store
-    refusals = (*catalog.refusals, *(r for result in results for r in result.refusals))
-    findings: tuple[Finding, ...] = (
-        audit_quarantine(spec, catalog, refusals, sum(result.n_trials for result in results)),
-    )
-    if not any(result.rows is not None for result in results):
+    while True:
+        try:
+            return _commit(space, work)
+        except CommitConflictError as conflict:
+            work = rebase(space, work, conflict)
+
+
+def _commit(space: Workspace, work: Work) -> Commit:
+    spec, delta, base = space.spec, work.delta, work.base
+    kept = base.kept_refusals(delta.gone) if base is not None else ()
+    built = tuple(refusal for result in work.results for refusal in result.refusals)
+    refusals = (*delta.refusals, *kept, *built)
+    merged = merge(space.store, base, delta, work.results)
+    n_trials = 0 if merged is None else merged.index.num_rows
+    findings: tuple[Finding, ...] = (audit_quarantine(spec, delta, refusals, n_trials),)
+    if merged is None:
         return Commit(findings, refusals)
+    if work.results:
+        merged = keep_equal(merged, base)
     try:
-        draft = draft_version(spec, catalog, results, refusals, store)
+        draft, trials = draft_version(
+            spec, space.plan, delta, merged, refusals, base=base, fitted=work.fitted
+        )
     except InvalidSpecError:
         if findings[0].passed:
             raise
         return Commit(findings, refusals)  # the refused files are why, and are what to mend
-    findings += audit_draft(spec, catalog, draft, refusals)
+    findings += audit_draft(spec, delta, work.results, trials, draft, refusals)
     if not all(finding.passed for finding in findings):
         return Commit(findings, refusals)
-    version = publish_version(store, draft, after=after)
-    many = spec.source.holds_many
-    _remember(space, catalog, results)
+    version = publish_version(space.store, draft, after=work.after)
+    _clean_up(space)
     return Commit(
         findings=findings,
         refusals=refusals,
         version=version,
-        published=version != after,
+        published=version != work.after,
         counts=draft.counts,
-        warnings=(
-            *catalog.warnings,
-            *(space.recipe.tables.unmatched(trial_ids(draft.trials)) if many else ()),
-            *find_warnings(spec, draft.trials),
-        ),
+        warnings=_warnings(space, work, trials, draft),
     )
 
 
-def _remember(space: Workspace, catalog: Catalog, results: Sequence[BucketResult]) -> None:
-    """Keep the catalog as it was read, for the next one to be compared with."""
-    files = sorted((f for result in results for f in result.files), key=lambda file: file.path)
-    save_catalog(space.committed, dataclasses.replace(catalog, files=tuple(files)))
+def _warnings(
+    space: Workspace, work: Work, trials: pa.Table, draft: VersionDraft
+) -> tuple[str, ...]:
+    many = space.spec.source.holds_many
+    return (
+        *work.delta.warnings,
+        *(space.recipe.tables.unmatched(trial_ids(trials)) if many else ()),
+        *find_warnings(space.spec, trials, draft.fit),
+    )
+
+
+def _clean_up(space: Workspace) -> None:
+    """Remove what killed builds and other specifications left behind."""
     remove_leftovers(space.store, KEPT_SECONDS)
-    remove_old_staging(space.staging(catalog.n_buckets), space.ledger, space.committed)
+    remove_old_staging(space.staging_root, space.plan, space.ledger)

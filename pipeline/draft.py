@@ -1,75 +1,180 @@
-"""Merge buckets into the draft of a version: sort, split, fit, count."""
+"""Merged trials into the draft of a version: split, fit, count."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.catalog import Catalog
-from pipeline.fit import describe_normalization, fit_train
+from pipeline.base import Base
+from pipeline.delta import Delta
+from pipeline.fit import check_given, describe_normalization, fit_columns, fit_train
+from pipeline.merge import Merged
 from pipeline.sections import ForecastTarget, PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.splits import assign_splits, split_names
-from pipeline.staging import BucketResult
 from pipeline.trials import Refusal
 from shards.errors import InvalidSpecError
 from shards.manifest import EncodedInput, TargetSchema
-from shards.version import QUARANTINE_SCHEMA, VersionDraft, sort_by_id
+from shards.version import QUARANTINE_SCHEMA, VersionDraft
+
+_COUNTED = (
+    "n_rows_in", "n_dropped", "n_merged", "n_inserted", "n_outliers", "n_masked", "size_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is not fitted anew.
+
+    Attributes:
+        refit: Whether to fit everything anew; else what does not follow from moments stays as
+            the base has it.
+        given: A `fit.json` to be taken as it is.
+    """
+
+    refit: bool = False
+    given: Mapping[str, Any] | None = None
 
 
 def draft_version(
     spec: DatasetSpec,
-    catalog: Catalog,
-    results: Sequence[BucketResult],
+    plan: str,
+    delta: Delta,
+    merged: Merged,
     refusals: Sequence[Refusal],
-    store: Path,
-) -> VersionDraft:
-    """Merge buckets into a version: sort, split, fit, count.
+    *,
+    base: Base | None = None,
+    fitted: Fitted | None = None,
+) -> tuple[VersionDraft, pa.Table]:
+    """Return the draft, and its trials with the cold columns that were needed for it.
+
+    Args:
+        spec: The specification.
+        plan: `buckets.plan_digest`, for the build after this one.
+        delta: The raw files.
+        merged: All trials.
+        refusals: All that is quarantined.
+        base: Where the build goes on from.
+        fitted: What is not fitted anew.
 
     Raises:
         InvalidSpecError: If splits cannot be assigned or fitted.
     """
-    trials = merge_buckets(spec, results)
-    shards = tuple(shard for result in results for shard in result.shards)
-    fit = fit_train(spec, trials, shards, store)
+    fitted = fitted or Fitted()
+    trials = _with_columns(spec, merged, base)
+    fit = _fit(spec, merged, trials, base, fitted)
     target, label = _target_schema(spec, trials)
-    counts = _count(catalog, trials, refusals)
-    trials = trials.set_column(trials.schema.get_field_index("label"), "label", label)
-    weight = pa.array(np.ones(trials.num_rows, np.float32))
-    return VersionDraft(
+    n_trials = trials.num_rows
+    index = merged.index.select(["id", "digest", "n_rows", "shard", "row_start", "part"])
+    index = index.append_column("part_row", merged.index["part_row"])
+    index = index.append_column("split", trials["split"])
+    index = index.append_column("weight", pa.array(np.ones(n_trials, np.float32)))
+    stones = base.tombstones if base is not None else ()
+    draft = VersionDraft(
         name=spec.name,
         channels=spec.channel_schema(),
         target=target,
         windows=spec.windows.arithmetic(),
-        splits=split_names(trials["split"].to_pylist(), spec.split),
+        splits=split_names(pc.unique(trials["split"]).to_pylist(), spec.split),
         observed=spec.clean.stores_observed(),
         normalization=describe_normalization(spec),
-        counts=counts,
+        counts=_count(delta, trials, refusals),
         spec=spec.model_dump(mode="json"),
-        trials=trials.append_column("weight", weight),
-        shards=shards,
+        trials=index.append_column("label", label),
+        shards=tuple(merged.shards.values()),
         quarantine=pa.Table.from_pylist([r.as_row() for r in refusals], schema=QUARANTINE_SCHEMA),
         fit=fit,
         codes=tuple(EncodedInput(*pair) for pair in spec.categorical.items()),
         statics=tuple(EncodedInput(*pair) for pair in spec.static.items()),
-    )
+        layout=spec.shards.layout,
+        container=spec.shards.format,
+        parts=tuple(merged.parts.values()),
+        tombstones=stones,
+        build={
+            "plan": plan, "tables": delta.tables, **({"fit": "given"} if fitted.given else {}),
+        },
+    )  # fmt: skip
+    return draft, trials
 
 
-def merge_buckets(spec: DatasetSpec, results: Sequence[BucketResult]) -> pa.Table:
-    """Return the trials of all buckets, sorted by id, with their splits."""
-    tables = [result.rows for result in results if result.rows is not None]
-    trials = sort_by_id(pa.concat_tables(tables, promote_options="permissive"))
+def _fit(
+    spec: DatasetSpec, merged: Merged, trials: pa.Table, base: Base | None, fitted: Fitted
+) -> dict[str, Any]:
+    shards = list(merged.shards.values())
+    if fitted.given is not None:
+        return check_given(spec, fitted.given, trials)
+    if fitted.refit or base is None or not base.reusable or not _same_split(spec, base):
+        return fit_train(spec, trials, shards, merged.store)
+    index, manifest = base.store.index, base.manifest
+    n_before = int((index.split == manifest.splits.index("train")).sum())
+    return fit_train(spec, trials, shards, merged.store, frozen=base.store.fit, n_before=n_before)
+
+
+def _same_split(spec: DatasetSpec, base: Base) -> bool:
+    return bool(base.manifest.spec.get("split") == spec.model_dump(mode="json")["split"])
+
+
+def _with_columns(spec: DatasetSpec, merged: Merged, base: Base | None) -> pa.Table:
+    """Return the index rows with their splits and the cold columns that a draft needs."""
+    wanted = {*_COUNTED, *fit_columns(spec)}
+    known = _known_splits(spec, merged, base)
+    if known is None and _split_attributes(spec):
+        wanted.add("attributes")
+    if spec.split.method == "time":
+        wanted |= {"time_start", "time_end"}
+    if isinstance(spec.windows.target, PerTrialTarget):
+        wanted.add("label")
+    cold = merged.cold(*sorted(wanted))
+    trials = merged.index
+    for name in cold.column_names:
+        trials = trials.append_column(name, cold[name])
+    splits = _assign(spec, trials) if known is None else known
+    if "split" in trials.column_names:
+        trials = trials.drop_columns(["split"])
+    return trials.append_column("split", splits)
+
+
+def _split_attributes(spec: DatasetSpec) -> set[str]:
+    names = {spec.split.by, spec.split.stratify, spec.split.attribute} - {None, "trial"}
+    return {str(name) for name in names}
+
+
+def _known_splits(spec: DatasetSpec, merged: Merged, base: Base | None) -> pa.Array | None:
+    """Return the splits where each trial's follows from itself and the base knows most of them."""
+    split = spec.split
+    itself = split.method == "hash" and split.validation is None and split.stratify is None
+    if (
+        not itself
+        or split.by != "trial"
+        or base is None
+        or "split" not in merged.index.column_names
+    ):
+        return None
+    if base is None or not base.reusable or not _same_split(spec, base):
+        return None
+    new = np.flatnonzero(pc.is_null(merged.index["split"]).to_numpy())
+    if not len(new):
+        return merged.index["split"]
+    rows = merged.index.take(pa.array(new))
+    found = assign_splits(trial_ids(rows), {}, split)
+    known = merged.index["split"].combine_chunks()
+    at = np.zeros(len(known), np.int64)
+    at[new] = np.arange(len(new))
+    return pc.if_else(pc.is_null(known), pa.array(found, pa.utf8()).take(pa.array(at)), known)
+
+
+def _assign(spec: DatasetSpec, trials: pa.Table) -> pa.Array:
     spans = None
     if "time_start" in trials.column_names:
         spans = np.stack([trials[name].to_numpy() for name in ("time_start", "time_end")], axis=1)
-    splits = assign_splits(trial_ids(trials), _attributes(trials), spec.split, spans=spans)
-    return trials.append_column("split", pa.array(splits, pa.utf8()))
+    found = _attributes(trials, _split_attributes(spec))
+    return pa.array(assign_splits(trial_ids(trials), found, spec.split, spans=spans), pa.utf8())
 
 
 def trial_ids(trials: pa.Table) -> list[str]:
@@ -78,8 +183,8 @@ def trial_ids(trials: pa.Table) -> list[str]:
     return ids
 
 
-def _attributes(trials: pa.Table) -> dict[str, list[str | None]]:
-    if "attributes" not in trials.column_names:
+def _attributes(trials: pa.Table, names: set[str]) -> dict[str, list[str | None]]:
+    if not names or "attributes" not in trials.column_names:
         return {}
     column = trials["attributes"].combine_chunks()
     return {field.name: column.field(field.name).to_pylist() for field in column.type}
@@ -87,12 +192,13 @@ def _attributes(trials: pa.Table) -> dict[str, list[str | None]]:
 
 def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, pa.Array]:
     """Return the target of the format, and each trial's label as a number."""
-    target, labels = spec.windows.target, trials["label"].to_pylist()
-    nothing = pa.nulls(len(labels), pa.float32())
+    target = spec.windows.target
+    nothing = pa.nulls(trials.num_rows, pa.float32())
     if isinstance(target, ForecastTarget):
         return TargetSchema("forecast", target.channels), nothing
     if not isinstance(target, PerTrialTarget):
         return TargetSchema("per_step", target.columns), nothing
+    labels = trials["label"].to_pylist()
     if target.task == "value":
         numbers = pa.array([float(text) for text in labels], pa.float32())
         return TargetSchema("per_trial", (target.attribute,)), numbers
@@ -108,24 +214,21 @@ def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, p
     return TargetSchema("per_trial", (target.attribute,), classes), numbers
 
 
-def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:
+def _count(delta: Delta, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:
     """Account for every file and every row (law 3)."""
     sums = {
         name: int(pc.sum(trials[name]).as_py())
         for name in ("n_rows_in", "n_rows", "n_dropped", "n_merged", "n_inserted", "n_outliers")
     }
     dropped = {"missing_values": sums["n_dropped"], "merged": sums["n_merged"]}
-    sizes = dict(zip(trials["source"].to_pylist(), trials["size_bytes"].to_pylist(), strict=True))
-    sizes |= {refusal.source: refusal.size_bytes for refusal in refusals}
-    sides = dict(zip(trial_ids(trials), trials["split"].to_pylist(), strict=True))
-    by_split = Counter(sides.values())
+    by_split = _count_trials(trials)
     return {
-        "files": catalog.n_files,
-        "trials": len(sides),
+        "files": delta.n_files,
+        "trials": sum(by_split.values()),
         "segments": trials.num_rows,
         "quarantined": len(refusals),
         "quarantined_by_code": dict(sorted(Counter(r.code for r in refusals).items())),
-        "ignored": dict(catalog.ignored),
+        "ignored": dict(delta.ignored),
         "rows_in": sums["n_rows_in"],
         "rows_dropped": {reason: n for reason, n in dropped.items() if n},
         "rows_inserted": sums["n_inserted"],
@@ -133,5 +236,26 @@ def _count(catalog: Catalog, trials: pa.Table, refusals: Sequence[Refusal]) -> d
         "values_clipped": sums["n_outliers"],
         "has_missing": bool(pc.any(pc.greater(trials["n_masked"], 0)).as_py()),
         "trials_by_split": dict(sorted(by_split.items())),
-        "source_bytes": sum(sizes.values()),
+        "source_bytes": _source_bytes(trials, refusals),
     }
+
+
+def _count_trials(trials: pa.Table) -> dict[str, int]:
+    """Return the trials of each split; one with gaps has several rows."""
+    splits = trials["split"]
+    if "trial" in trials.column_names:
+        splits = (
+            trials.select(["trial", "split"]).group_by(["trial", "split"]).aggregate([])["split"]
+        )
+    return {c["values"]: c["counts"] for c in pc.value_counts(splits).to_pylist()}
+
+
+def _source_bytes(trials: pa.Table, refusals: Sequence[Refusal]) -> int:
+    """Return the size of all files that were read or refused, each once."""
+    sizes = trials.group_by("source").aggregate([("size_bytes", "max")])
+    accepted = int(pc.sum(sizes["size_bytes_max"]).as_py() or 0)
+    others = {refusal.source: refusal.size_bytes for refusal in refusals}
+    if others:
+        twice = pc.is_in(sizes["source"], value_set=pa.array(list(others), pa.utf8()))
+        accepted -= int(pc.sum(sizes.filter(twice)["size_bytes_max"]).as_py() or 0)
+    return accepted + sum(others.values())

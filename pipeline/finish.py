@@ -22,9 +22,10 @@ from pipeline.sections import PerTrialTarget
 from pipeline.shaped import ShapedBatch
 from pipeline.spec import DatasetSpec
 from pipeline.trials import Bool, Float32, Float64, Int64, Refusal, Table
+from shards.clock import regular_step
 from shards.identity import trial_digest
 
-VERSION = 1
+VERSION = 2
 
 # As Parquet gives lists back, so that a bucket is the same table fresh and from staging.
 _NUMBERS = pa.list_(pa.field("element", pa.float64()))
@@ -37,7 +38,7 @@ _COLUMNS = {
     **dict.fromkeys(("n_dropped", "n_merged", "n_inserted", "n_outliers"), pa.int64()),
     "trial": pa.utf8(),
     "segment": pa.int32(),
-    **dict.fromkeys(("time_start", "time_end"), pa.float64()),
+    **dict.fromkeys(("time_start", "time_end", "segment_start", "time_step"), pa.float64()),
     **dict.fromkeys((*normalize.MOMENTS, "offset", "scale"), _NUMBERS),
     "categories": _WORDS,
     "label": pa.utf8(),
@@ -54,12 +55,15 @@ class FinishedBatch:
         n_rows: Rows of each segment, int64.
         rows: Their rows of the cold index, with `label` as text (or null).
         refusals: Trials that are not among them.
+        time: When each row was, float64 `[rows]`; None without a time column. No part of a trial's
+            digest: batches do not hold it.
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
     n_rows: Int64
     rows: pa.Table | None
     refusals: tuple[Refusal, ...] = ()
+    time: Float64 | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -96,7 +100,7 @@ def finish_batch(shaped: ShapedBatch, recipe: Recipe) -> FinishedBatch:
         columns |= {"offset": affine.offset[trial], "scale": affine.scale[trial]}
     attributes = [shaped.attributes[i] for i in trial.tolist()]
     table = _as_table(columns, attributes, recipe.attribute_names)
-    return FinishedBatch(arrays, np.diff(edges), table)
+    return FinishedBatch(arrays, np.diff(edges), table, time=shaped.time)
 
 
 def _normalize(values: Float64, affine: Affine | None, edges: Int64) -> Float32:
@@ -163,8 +167,10 @@ def _columns(shaped: ShapedBatch, trial: Int64, recipe: Recipe) -> dict[str, Any
     }
     if recipe.has_segments:
         columns |= {"trial": [table.trial_id for table in tables], "segment": number}
-    if recipe.spec.source.time is not None:
+    if shaped.time is not None:
         columns |= {"time_start": shaped.spans[trial, 0], "time_end": shaped.spans[trial, 1]}
+        columns["segment_start"] = shaped.time[shaped.edges[:-1]]
+        columns["time_step"] = regular_step(shaped.time, shaped.edges)
     if recipe.spec.categorical:
         columns["categories"] = [shaped.categories[i] for i in at]
     return columns

@@ -25,46 +25,91 @@ from shards.regimes import AffineTable
 from shards.version import split_digest
 
 
+def fit_columns(spec: DatasetSpec) -> set[str]:
+    """Return the cold columns that `fit_train` needs of a data set's trials."""
+    entries = channel_entries(spec)
+    kinds = {scope_kind(scope) for _, scope in entries}
+    wanted = {"attributes"} if spec.static or "group" in kinds else set[str]()
+    if kinds - _OWN or spec.target_columns():
+        wanted |= set(MOMENTS)
+    if kinds & (_OF_TRAIN | {"window"}):
+        wanted |= {"min", "max"}
+    if spec.categorical:
+        wanted.add("categories")
+    if isinstance(spec.windows.target, PerTrialTarget):
+        wanted.add("label")
+    return wanted
+
+
 def fit_train(
-    spec: DatasetSpec, trials: pa.Table, shards: Sequence[ShardEntry], store: Path
+    spec: DatasetSpec,
+    trials: pa.Table,
+    shards: Sequence[ShardEntry],
+    store: Path,
+    *,
+    frozen: Mapping[str, Any] | None = None,
+    n_before: int = 0,
 ) -> dict[str, Any]:
     """Return `fit.json` for id-sorted trials with their splits assigned.
 
     It depends on the train trials alone: on their moments in id order, or for quartiles and
-    regimes on their stored rows.
+    regimes on their stored rows. What is frozen stays as an earlier build fitted it.
+
+    Args:
+        spec: The specification.
+        trials: Index rows with the columns of `fit_columns`.
+        shards: Shards that hold the trials.
+        store: Store root.
+        frozen: `fit.json` of an earlier build of the same specification; what does not follow
+            from moments is taken from it.
+        n_before: Train trials of that build.
 
     Raises:
         InvalidSpecError: If statistics of train are asked for and no trial is in train, if train
             has fewer different rows than regimes, or if float32 cannot hold some normalized value.
     """
     entries, names = channel_entries(spec), [channel.name for channel in spec.inputs()]
-    train = _train_trials(spec, entries, trials)
+    train = trials.filter(pc.equal(trials["split"], "train"))
     if train.num_rows == 0:
         _check_without_train(entries, trials.num_rows)
     rows = TrainRows(train, shards, store)
+    kept = frozen or {}
     fit: dict[str, Any] = {
-        "normalize": fit_normalization(entries, spec.normalize.regimes, names, train, rows),
+        "normalize": fit_normalization(
+            entries, spec.normalize.regimes, names, train, rows, kept.get("normalize", {})
+        ),
         "trials_digest": split_digest(trials, "train"),
-        **fit_codes(spec, train),
+        **fit_codes(spec, train, kept.get("categorical", ())),
     }
-    _refuse_overflow(names, entries, fit["normalize"], trials)
+    refuse_overflow(spec, fit["normalize"], trials)
+    if frozen is not None and is_frozen(spec):
+        since = frozen.get("frozen") or {
+            "trials_digest": frozen["trials_digest"], "n_trials": n_before,
+        }  # fmt: skip
+        if since["trials_digest"] != fit["trials_digest"]:
+            fit["frozen"] = since
     if train.num_rows == 0:
         return fit
     target = _target_statistics(spec, train, len(names))
     return fit if target is None else {**fit, "target": target}
 
 
-def _train_trials(spec: DatasetSpec, entries: Sequence[Entry], trials: pa.Table) -> pa.Table:
-    """Return the train trials; without their moments, most of the memory, if nobody asks."""
-    fitted = {scope_kind(scope) for _, scope in entries} & {"train", "group", "regime"}
-    if not fitted and not spec.target_columns():
-        unused = {*MOMENTS, "offset", "scale"} & set(trials.column_names)
-        trials = trials.drop_columns(sorted(unused))
-    return trials.filter(pc.equal(trials["split"], "train"))
+_OF_TRAIN = frozenset(("train", "group", "regime"))
+_OWN = frozenset(("trial", "prefix"))
+DRIFT = 0.2
+"""Share of the train trials by which their number may change before a frozen fit is called old."""
+
+
+def is_frozen(spec: DatasetSpec) -> bool:
+    """Return whether anything is fitted that does not follow from moments, and so is kept."""
+    return bool(spec.categorical) or any(
+        scope_kind(scope) == "regime" or (method == "robust" and scope_kind(scope) in _OF_TRAIN)
+        for method, scope in channel_entries(spec)
+    )
 
 
 def _check_without_train(entries: Sequence[Entry], n_trials: int) -> None:
-    scopes = sorted({s for _, s in entries if scope_kind(s) in ("train", "group", "regime")})
+    scopes = sorted({s for _, s in entries if scope_kind(s) in _OF_TRAIN})
     if scopes:
         raise InvalidSpecError(
             f"normalize.scope is {', '.join(scopes)}, but no trial is in split 'train' "
@@ -72,15 +117,54 @@ def _check_without_train(entries: Sequence[Entry], n_trials: int) -> None:
         )
 
 
+def check_given(spec: DatasetSpec, given: Mapping[str, Any], trials: pa.Table) -> dict[str, Any]:
+    """Return a `fit.json` that was fitted elsewhere, if it suits the specification.
+
+    Raises:
+        InvalidSpecError: If it speaks of other channels, columns or attributes, or if float32
+            cannot hold some value normalized by it.
+    """
+    named = {
+        "categorical": [list(pair) for pair in spec.categorical.items()],
+        "static": [list(pair) for pair in spec.static.items()],
+    }
+    try:
+        said = {key: [[e["name"], e["encoding"]] for e in given.get(key, ())] for key in named}
+        normalize = given["normalize"]
+        wanted = describe_entries(channel_entries(spec))
+        suits = said == named and all(normalize.get(key) == part for key, part in wanted.items())
+        if suits:
+            refuse_overflow(spec, normalize, trials)
+    except InvalidSpecError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InvalidSpecError(
+            f"the given fit does not suit {spec.name} ({type(error).__name__}: {error}). Take the "
+            "fit.json of a version that was built by this specification."
+        ) from error
+    if not suits:
+        raise InvalidSpecError(
+            f"the given fit is for {normalize.get('method')!r} of {normalize.get('scope')!r} and "
+            f"the inputs {said}; {spec.name} has {wanted} and {named}. Take the fit.json of a "
+            "version that was built by this specification."
+        )
+    return dict(given)
+
+
 def describe_normalization(spec: DatasetSpec) -> dict[str, Any]:
     """Return `normalization` of the manifest."""
     return {**describe_entries(channel_entries(spec)), "lookahead": describe_lookahead(spec)}
 
 
-def _refuse_overflow(
-    names: Sequence[str], entries: Sequence[Entry], fit: Mapping[str, Any], trials: pa.Table
-) -> None:
-    """Refuse values of any split that the train trials' scale would make infinite."""
+def refuse_overflow(spec: DatasetSpec, fit: Mapping[str, Any], trials: pa.Table) -> None:
+    """Refuse values of any split that the train trials' scale would make infinite.
+
+    Raises:
+        InvalidSpecError: Naming the channel.
+    """
+    entries, names = channel_entries(spec), [channel.name for channel in spec.inputs()]
+    if not {scope_kind(scope) for _, scope in entries} & (_OF_TRAIN | {"window"}):
+        return  # what is stored as delivered was checked when it was stored
     delivery = Delivery.parse(tuple(entries), fit, names, lambda name: group_values(trials, name))
     low, high = (_per_channel(trials[name], len(names)) for name in ("min", "max"))
     table = delivery.table if delivery.row is None else delivery.table.take(delivery.row)
@@ -140,9 +224,13 @@ def _target_statistics(
     }
 
 
-def find_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
+def find_warnings(spec: DatasetSpec, trials: pa.Table, fit: Mapping[str, Any]) -> list[str]:
     """Return what a user should know of the values, in sentences."""
-    own = all(scope_kind(scope) in ("trial", "prefix") for _, scope in channel_entries(spec))
+    return [*_coarse_warnings(spec, trials), *_drift_warnings(spec, trials, fit)]
+
+
+def _coarse_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
+    own = all(scope_kind(scope) in _OWN for _, scope in channel_entries(spec))
     if own or trials.num_rows == 0:
         return []
     coarse = coarse_channels(merge_moments(stack_moments(trials)))
@@ -151,5 +239,30 @@ def find_warnings(spec: DatasetSpec, trials: pa.Table) -> list[str]:
         f"channel {channel.name!r}: float32 steps are {ratio:.1g} of its spread, so digits are "
         "lost. Subtract a constant level first (derive), or use normalize.scope: trial."
         for channel, (_, scope), ratio in stored
-        if ratio and scope_kind(scope) not in ("trial", "prefix")
+        if ratio and scope_kind(scope) not in _OWN
     ]
+
+
+def _drift_warnings(spec: DatasetSpec, trials: pa.Table, fit: Mapping[str, Any]) -> list[str]:
+    """Say how far the train trials have moved from those that a frozen fit came from."""
+    since = fit.get("frozen")
+    if since is None:
+        return []
+    train = trials.filter(pc.equal(trials["split"], "train"))
+    then, warnings = since.get("n_trials", 0), []
+    if abs(train.num_rows - then) > DRIFT * then:
+        warnings.append(
+            f"quartiles, regimes and vocabularies were fitted on {then:,} train trials; there are "
+            f"{train.num_rows:,} now. Renew them: trialshards build --refit."
+        )
+    if spec.categorical:
+        fresh = fit_codes(spec, train)["categorical"]
+        for now, kept in zip(fresh, fit["categorical"], strict=True):
+            unknown = sorted(set(now["vocabulary"]) - set(kept["vocabulary"]))
+            if unknown:
+                warnings.append(
+                    f"column {now['name']!r}: {len(unknown)} words of train trials are not in the "
+                    f"vocabulary, such as {unknown[0]!r}, and count as unknown. Renew it: "
+                    "trialshards build --refit."
+                )
+    return warnings

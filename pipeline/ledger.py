@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +27,13 @@ class CatalogNotFoundError(TrialShardsError, FileNotFoundError):
     """Nobody has looked at the raw files yet: make the catalog first."""
 
 
-@dataclass(frozen=True)
-class Changes:
-    """How two catalogs differ, by path.
-
-    Attributes:
-        new: Paths that only the later one has.
-        changed: Paths of another size, time, id or attributes.
-        gone: Paths that only the earlier one has.
-        n_same: All others.
-    """
-
-    new: tuple[str, ...]
-    changed: tuple[str, ...]
-    gone: tuple[str, ...]
-    n_same: int
-
-    def __bool__(self) -> bool:
-        """Return whether anything differs."""
-        return bool(self.new or self.changed or self.gone)
-
-    def __str__(self) -> str:
-        """Return `3 new, 1 changed, 0 gone`."""
-        return f"{len(self.new)} new, {len(self.changed)} changed, {len(self.gone)} gone"
-
-
 def save_catalog(path: Path, catalog: Catalog) -> None:
     """Write a catalog to a Parquet file, one row per path, by one rename."""
     about = {
         "ignored": dict(catalog.ignored),
         "n_buckets": catalog.n_buckets,
         "warnings": list(catalog.warnings),
+        "tables": catalog.tables,
     }
     files, refusals = file_columns(catalog.files), _refusal_columns(catalog.refusals)
     table = pa.table(
@@ -96,6 +71,7 @@ def load_catalog(path: Path, root: Path) -> Catalog:
             ignored=about["ignored"],
             n_buckets=about["n_buckets"],
             warnings=tuple(about.get("warnings", ())),
+            tables=about.get("tables", ""),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise CorruptStoreError(
@@ -104,28 +80,28 @@ def load_catalog(path: Path, root: Path) -> Catalog:
         ) from error
 
 
-def compare_catalogs(before: Catalog | None, now: Catalog) -> Changes:
-    """Return what changed; without an earlier catalog everything is new."""
-    old, new = dict(_keys(before) if before else ()), dict(_keys(now))
-    return Changes(
-        new=tuple(sorted(new.keys() - old.keys())),
-        changed=tuple(sorted(p for p in new.keys() & old.keys() if new[p] != old[p])),
-        gone=tuple(sorted(old.keys() - new.keys())),
-        n_same=sum(new[p] == old[p] for p in new.keys() & old.keys()),
-    )
-
-
 def listing_digest(catalog: Catalog) -> str:
     """Return a digest that changes when any file comes, goes or changes."""
-    lines = sorted(key for _, key in _keys(catalog))
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+    seen = {file.path: (file.size_bytes, file.mtime_ns) for file in catalog.files}
+    return digest_of_listing(seen, catalog.refusals, catalog.tables)
 
 
-def _keys(catalog: Catalog) -> Iterator[tuple[str, str]]:
-    for file in catalog.files:
-        yield file.path, file.key
-    for refusal in catalog.refusals:
-        yield refusal.source, f"{refusal.source}|{refusal.code}|{refusal.size_bytes}"
+def digest_of_listing(
+    seen: Mapping[str, tuple[int, int]], refusals: Sequence[Refusal], tables: str
+) -> str:
+    """Return the digest of a listing.
+
+    Args:
+        seen: Path -> (size in bytes, modification time in ns).
+        refusals: Paths that the catalog refuses.
+        tables: Digest of the attribute tables.
+    """
+    listed = [
+        sorted([path, *as_seen] for path, as_seen in seen.items()),
+        sorted([r.source, r.code, r.size_bytes] for r in refusals),
+        tables,
+    ]
+    return xxhash.xxh3_128_hexdigest(json.dumps(listed).encode())
 
 
 def _refusal_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ out are the same, bit for bit, by either way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,16 +167,20 @@ class _Batch:
         return total
 
     def _check_time(self, wrong: Bool) -> None:
-        time = self._time()
+        time = self.time
+        assert time is not None
         bad = ~np.isfinite(time)
         step = np.diff(time, prepend=-np.inf) <= 0
         step[self.edges[:-1]] = False
         self._mark(wrong, (bad | step)[:, None])
 
-    def _time(self) -> Float64:
+    @cached_property
+    def time(self) -> Float64 | None:
+        """When each row was: a copy, for a view would keep all columns until a shard is full."""
         time = self.spec.source.time
-        assert time is not None
-        return self.numbers[:, self.tables[0].names.index(time.column)]
+        if time is None:
+            return None
+        return self.numbers[:, self.tables[0].names.index(time.column)].copy()
 
     def _read_attribute(self, name: str, column: str, wrong: Bool) -> None:
         """Read an attribute from the first row, where all others say the same."""
@@ -195,8 +200,8 @@ class _Batch:
         if refuses:
             self._mark(missing, np.isnan(values))
         spans = np.full((n, 2), np.nan)
-        if self.spec.source.time is not None:
-            spans = self._time()[np.stack([self.edges[:-1], self.edges[1:] - 1], axis=1)]
+        if self.time is not None:
+            spans = self.time[np.stack([self.edges[:-1], self.edges[1:] - 1], axis=1)]
         none = np.zeros(n, np.int64)
         shaped = ShapedBatch(
             tables=self.tables,
@@ -211,6 +216,7 @@ class _Batch:
             edges=self.edges,
             counts=dict.fromkeys(COUNTS, none),
             spans=spans,
+            time=self.time,
         )
         return shaped, missing
 

@@ -68,6 +68,7 @@ def shape_trial(table: Table, recipe: Recipe) -> ShapedTrial:
             "n_outliers": n_outliers,
         },
         span=(float(arranged.time[0]), float(arranged.time[-1])) if timed else (np.nan, np.nan),
+        time=None if spec.source.time is None else arranged.time[cleaned.keep],
     )
 
 

@@ -32,6 +32,7 @@ class ShapedTrial:
         starts: First row of each segment, int64; the first is 0.
         counts: By the names of `COUNTS`; 0 where there is none.
         span: First and last time before cleaning; NaN without a time column.
+        time: `[rows]` float64, when each row was; None without a time column.
     """
 
     table: Table
@@ -45,6 +46,7 @@ class ShapedTrial:
     starts: Int64
     counts: Mapping[str, int]
     span: tuple[float, float]
+    time: Float64 | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class ShapedBatch:
     edges: Int64
     counts: Mapping[str, Int64]
     spans: Float64
+    time: Float64 | None
 
     def __len__(self) -> int:
         """Return the number of trials."""
@@ -80,6 +83,7 @@ def join_trials(trials: Sequence[ShapedTrial]) -> ShapedBatch:
     """Return one trial at least as a batch."""
     sizes = np.array([len(trial.values) for trial in trials], np.int64)
     trial_edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    times = [trial.time for trial in trials if trial.time is not None]
     starts = [trial.starts + edge for trial, edge in zip(trials, trial_edges, strict=False)]
     return ShapedBatch(
         tables=[trial.table for trial in trials],
@@ -97,6 +101,7 @@ def join_trials(trials: Sequence[ShapedTrial]) -> ShapedBatch:
             for name in COUNTS
         },
         spans=np.array([trial.span for trial in trials], np.float64),
+        time=_joined(times) if times else None,
     )
 
 

@@ -87,6 +87,7 @@ class DatasetSpec(Model):
             )
         self._check_named(names)
         self._check_split_times()
+        self._check_rows_kept(names)
         return self
 
     def _check_named(self, names: list[str]) -> None:
@@ -136,6 +137,17 @@ class DatasetSpec(Model):
                 f"holds no dates (format: {time.format}). Mend the format, or write numbers in "
                 f"{'seconds' if time.in_seconds else 'its units'}."
             )
+
+    def _check_rows_kept(self, names: list[str]) -> None:
+        """Refuse statistics of all train rows where shards hold windows alone."""
+        for name in names if self.shards.layout == "windows" else ():
+            method, scope = self.normalize.of_channel(name)
+            if scope == "regime" or (method == "robust" and scope.startswith(("train", "group:"))):
+                raise ValueError(
+                    f"shards.layout: windows hold not all rows, which channel {name!r} needs for "
+                    f"method {method} with scope {scope}. Say layout: rows, or take method zscore "
+                    "or minmax."
+                )
 
     def inputs(self) -> tuple[ChannelSpec, ...]:
         """Return the channels as stored: those written, then the times since they were observed."""

@@ -16,25 +16,26 @@ import io
 import json
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from pipeline.filetable import files_from_table, files_to_table
 from pipeline.trials import Refusal, SourceFile
-from shards.disk import replacing
-from shards.manifest import ShardEntry
+from shards.disk import remove_all, replacing
+from shards.manifest import PartEntry, ShardEntry
+from shards.parts import part_path
 
 KEPT_SECONDS = 24 * 3600
 """How long the staging of another specification is left alone: a build may be under way there."""
 
-_TRANSIENT = ("unreadable", "changed_while_read")
+TRANSIENT = ("unreadable", "changed_while_read")
 """Refusals that may pass although size and time of the file stay the same."""
 
 _NO_ROWS = pa.table({"id": pa.array([], pa.utf8())})
@@ -48,10 +49,12 @@ class BucketResult:
     """What one bucket contributes to a version.
 
     Attributes:
-        rows: Cold index rows plus `shard` (digest), `row_start`, `label` (text).
+        rows: What the hot index needs of each segment, `base.INDEX_COLUMNS` (and `trial` where
+            there are gaps), in the order of the part's rows; None without any.
         shards: The shards they lie in.
         refusals: Files that are not in it.
         files: What it was built from, with the sizes and times that were read.
+        part: The file of their cold rows; None without any.
         reused: Whether an earlier build had staged it.
     """
 
@@ -59,7 +62,22 @@ class BucketResult:
     shards: tuple[ShardEntry, ...]
     refusals: tuple[Refusal, ...]
     files: tuple[SourceFile, ...] = ()
+    part: PartEntry | None = None
     reused: bool = False
+
+    def only(self, paths: Collection[str]) -> BucketResult:
+        """Return what came of some of the files."""
+        if all(file.path in paths for file in self.files):
+            return self
+        rows = self.rows
+        if rows is not None:
+            rows = rows.filter(pc.is_in(rows["source"], value_set=pa.array(sorted(paths), pa.utf8())))
+        return dataclasses.replace(
+            self,
+            rows=rows if rows is not None and rows.num_rows else None,
+            refusals=tuple(refusal for refusal in self.refusals if refusal.source in paths),
+            files=tuple(file for file in self.files if file.path in paths),
+        )
 
     @property
     def n_trials(self) -> int:
@@ -92,19 +110,22 @@ class Staged:
 
     def is_exactly(self, files: Sequence[SourceFile]) -> bool:
         """Return whether building these files again would give the same."""
-        passing = any(refusal.code in _TRANSIENT for refusal in self.result.refusals)
+        passing = any(refusal.code in TRANSIENT for refusal in self.result.refusals)
         return not passing and _are_same(self.result.files, files)
 
-    def covers(self, files: Sequence[SourceFile]) -> bool:
-        """Return whether it was built for, or from, exactly these files of a catalog."""
+    def select(self, files: Sequence[SourceFile]) -> BucketResult | None:
+        """Return what was built for, or from, exactly these files of a catalog.
+
+        None if one of them is not among those that were read, or was another then.
+        """
         if _are_same(self.asked, files):
-            return True
+            return self.result
         asked, read = (
             {f.path: _facts(f) for f in known} for known in (self.asked, self.result.files)
         )
-        return len(read) == len(files) and all(
-            _facts(file) in (asked.get(file.path), read.get(file.path)) for file in files
-        )
+        if any(_facts(f) not in (asked.get(f.path), read.get(f.path)) for f in files):
+            return None
+        return self.result.only({file.path for file in files})
 
 
 def _facts(file: SourceFile) -> tuple[object, ...]:
@@ -123,7 +144,7 @@ def write_staged(path: Path, asked: Sequence[SourceFile], result: BucketResult) 
     about = {
         "shards": [shard.as_dict() for shard in result.shards],
         "refusals": [refusal.as_row() for refusal in result.refusals],
-        "empty": result.rows is None,
+        "part": None if result.part is None else vars(result.part),
     }
     files = files_to_table(result.files)
     tables = [files.replace_schema_metadata({"trialshards": json.dumps(about)})]
@@ -192,9 +213,10 @@ def read_staged(path: Path, store: Path) -> Staged | None:
         about = json.loads((known.schema.metadata or {}).get(b"trialshards", b"{}"))
         shards = tuple(ShardEntry.from_dict(entry) for entry in about["shards"])
         refusals = tuple(Refusal(**row) for row in about["refusals"])
+        part = about["part"] and PartEntry.from_dict(about["part"])
         files = files_from_table(known)
         result = BucketResult(
-            None if about["empty"] else rows, shards, refusals, files, reused=True
+            rows if part else None, shards, refusals, files, part=part or None, reused=True
         )
         staged = Staged(result, files_from_table(asked[0]) if asked else files)
     except (
@@ -207,6 +229,8 @@ def read_staged(path: Path, store: Path) -> Staged | None:
         log.warning("%s cannot be used again: %s", path, error)
         return None
     if not all((store / "shards" / shard.digest).is_dir() for shard in shards):
+        return None
+    if part and not part_path(store, part.digest).is_file():
         return None
     return staged
 
@@ -226,22 +250,25 @@ def refresh_files(root: Path, files: Sequence[SourceFile]) -> list[SourceFile]:
             continue
         size_bytes, mtime_ns = info.st_size, info.st_mtime_ns
         if (size_bytes, mtime_ns) != (file.size_bytes, file.mtime_ns):
-            file = dataclasses.replace(file, size_bytes=size_bytes, mtime_ns=mtime_ns)
+            file = file._replace(size_bytes=size_bytes, mtime_ns=mtime_ns)
         fresh.append(file)
     return fresh
 
 
-def remove_old_staging(staging: Path, *kept: Path) -> None:
-    """Remove what other specifications left beside `staging` and nobody touched for a day.
+def remove_old_staging(root: Path, plan: str, *kept: Path) -> None:
+    """Remove what other specifications left in `staging` and nobody touched for a day.
 
     Args:
-        staging: The folder in use.
-        kept: Files beside it that stay.
+        root: The staging folder of the store.
+        plan: Names of folders in use begin so.
+        kept: Files beside them that stay.
     """
-    for path in staging.parent.iterdir():
-        if path == staging or path in kept:
+    if not root.is_dir():
+        return
+    for path in root.iterdir():
+        if path.name.startswith((plan, ".")) or path in kept:
             continue
         with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
             parts = (path, *path.iterdir()) if path.is_dir() else (path,)
             if time.time() - max(part.stat().st_mtime for part in parts) > KEPT_SECONDS:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+                remove_all([path])

@@ -47,6 +47,7 @@ def fit_normalization(
     names: Sequence[str],
     train: pa.Table,
     rows: TrainRows,
+    frozen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return `normalize` of `fit.json`.
 
@@ -56,6 +57,8 @@ def fit_normalization(
         names: Of the channels.
         train: The train trials, id-sorted; some, if any channel needs statistics of train.
         rows: Their stored rows.
+        frozen: `normalize` of an earlier fit, or nothing: quartiles, groups with any, and regimes
+            are taken from it, because they do not follow from moments.
 
     Raises:
         InvalidSpecError: If there are fewer different rows than regimes.
@@ -67,17 +70,42 @@ def fit_normalization(
     moments = stack_moments(train)
     merged = merge_moments(moments)
     places = np.concatenate([channels_of(entries, kind) for kind in sorted(kinds)])
-    general = _fit_affine(entries, places, merged, lambda c: rows.sample(np.array([c]))[:, 0])
+    quartiles = _frozen_quartiles(entries, frozen)
+    general = _fit_affine(
+        entries, places, merged, lambda c: rows.sample(np.array([c]))[:, 0], frozen=quartiles
+    )
     fit |= {**_as_lists(general), "n_trials": train.num_rows}
     scopes = sorted({scope for _, scope in entries if scope_kind(scope) == "group"})
     if scopes:
         fit["groups"] = {
-            group_attribute(scope): _fit_groups(entries, scope, train, moments, rows, general)
+            group_attribute(scope): _frozen_group(entries, scope, frozen)
+            or _fit_groups(entries, scope, train, moments, rows, general)
             for scope in scopes
         }
     if regimes is not None and "regime" in kinds:
-        fit["regimes"] = _fit_regimes(entries, regimes, names, merged, rows, general)
+        fit["regimes"] = frozen.get("regimes") or _fit_regimes(
+            entries, regimes, names, merged, rows, general
+        )
     return fit
+
+
+def _frozen_quartiles(entries: Sequence[Entry], frozen: Mapping[str, Any]) -> dict[int, Affine]:
+    """Return the affine of each channel that has quartiles, as an earlier build fitted them."""
+    if "offset" not in frozen:
+        return {}
+    offset, scale = (np.asarray(frozen[name], np.float64) for name in ("offset", "scale"))
+    return {
+        place: Affine(offset[[place]], scale[[place]])
+        for place, (method, _) in enumerate(entries)
+        if method == "robust"
+    }
+
+
+def _frozen_group(entries: Sequence[Entry], scope: str, frozen: Mapping[str, Any]) -> Any:
+    """Return what an earlier build fitted for the groups of a scope, if quartiles are among it."""
+    if not any(entry == ("robust", scope) for entry in entries):
+        return None
+    return frozen.get("groups", {}).get(group_attribute(scope))
 
 
 def _fit_affine(
@@ -86,6 +114,7 @@ def _fit_affine(
     merged: Moments,
     column_of: Callable[[int], Float32],
     general: Affine | None = None,
+    frozen: Mapping[int, Affine] | None = None,
 ) -> Affine:
     """Return the affine of some channels; the identity for the others.
 
@@ -95,11 +124,14 @@ def _fit_affine(
         merged: Moments of all rows.
         column_of: The rows of one channel, for quartiles: those do not merge.
         general: What a channel without any value gets.
+        frozen: Channels whose affine is known.
     """
     affine = identity_affine(len(entries))
     for place in places.tolist():
         method = entries[place][0]
-        if general is not None and merged["count"][place] == 0:
+        if frozen and place in frozen:
+            own = frozen[place]
+        elif general is not None and merged["count"][place] == 0:
             own = Affine(general.offset[[place]], general.scale[[place]])
         elif method == "robust":
             own = affine_from_values(column_of(place).astype(np.float64)[:, None])

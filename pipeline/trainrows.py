@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.trials import Float32, Int64
 from shards.manifest import ShardEntry
-from shards.maps import FileRange
+from shards.maps import map_shards
 
 QUANTILE_ROWS = 2**22
 """Rows that quartiles and regimes are taken from; beyond it every k-th of each trial, k whole."""
@@ -64,9 +64,9 @@ class TrainRows:
     def _map(self, digest: str) -> Float32:
         """Map a shard's rows once: the system limits how many maps there may be."""
         if digest not in self._maps:
-            array = self._shards[digest].arrays["values"]
-            path = self._store / "shards" / digest / "values" / "c" / "0" / "0"
-            data = FileRange([(path, array.size_bytes)]).bytes[: array.data_bytes]
+            shard = self._shards[digest]
+            array = shard.arrays["values"]
+            data = map_shards(self._store, [shard], "values").bytes[: array.data_bytes]
             rows = data.view(np.float32).reshape(array.n_rows, array.n_columns)
             self._maps[digest] = rows
         return self._maps[digest]

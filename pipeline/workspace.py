@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.base import CATALOG_STAGE, Base, find_base
 from pipeline.buckets import OnFiles, build_bucket, plan_digest
 from pipeline.catalog import Catalog, scan_files
-from pipeline.ledger import (
-    CatalogNotFoundError,
-    Changes,
-    compare_catalogs,
-    load_catalog,
-    save_catalog,
-)
+from pipeline.delta import Delta, compare_with_base, delta_of_look
+from pipeline.ledger import load_catalog, save_catalog
+from pipeline.quickscan import KnownFiles, quick_look, tables_digest
 from pipeline.recipe import Recipe
 from pipeline.spec import DatasetSpec, load_spec
 from pipeline.staging import BucketResult, read_staged
 from pipeline.trials import SourceFile
-from shards.errors import CorruptStoreError, TrialShardsError
-
-log = logging.getLogger(__name__)
+from shards.errors import TrialShardsError
 
 
 class BucketsMissingError(TrialShardsError, RuntimeError):
@@ -87,17 +81,26 @@ class Workspace:
         return self.store / "staging" / f"catalog-{digest}.parquet"
 
     @cached_property
-    def committed(self) -> Path:
-        """Where the catalog of the last commit lies."""
-        return self.store / "staging" / "committed.parquet"
+    def plan(self) -> str:
+        """What a trial becomes, as a digest."""
+        return plan_digest(self.recipe)
+
+    @property
+    def staging_root(self) -> Path:
+        """Where builds keep what no version holds yet."""
+        return self.store / "staging"
 
     def staging(self, n_buckets: int) -> Path:
         """Return the folder of staged buckets."""
-        return self.store / "staging" / plan_digest(self.recipe, n_buckets)
+        return self.staging_root / f"{self.plan}-{n_buckets}"
 
-    def staged_path(self, catalog: Catalog, bucket: int) -> Path:
-        """Return where a bucket of a catalog is kept until the commit."""
-        return self.staging(catalog.n_buckets) / f"{bucket}.arrow"
+    def staged_path(self, n_buckets: int, bucket: int) -> Path:
+        """Return where a bucket is kept until the commit."""
+        return self.staging(n_buckets) / f"{bucket}.arrow"
+
+    def base(self) -> Base | None:
+        """Return the newest version as the base of a build, or None."""
+        return find_base(self.store, self.plan)
 
     def scan(self) -> Catalog:
         """Look at the raw files and keep what was found for the next steps.
@@ -117,54 +120,68 @@ class Workspace:
         """
         return load_catalog(self.ledger, self.root)
 
-    def changes(self, now: Catalog) -> Changes:
-        """Return how files differ from those of the last commit."""
-        return compare_catalogs(self.committed_catalog(), now)
+    def delta(self, catalog: Catalog, base: Base | None) -> Delta:
+        """Return which files of a catalog are to be read."""
+        return compare_with_base(catalog, base, self.spec)
 
-    def committed_catalog(self) -> Catalog | None:
-        """Return the catalog of the last commit; None without one, or if it is damaged."""
-        try:
-            return load_catalog(self.committed, self.root)
-        except CatalogNotFoundError:
+    def look(self, base: Base | None) -> Delta | None:
+        """Return which files are to be read, or None where only a scan can tell."""
+        if base is None or not base.reusable:
             return None
-        except CorruptStoreError as error:  # the next commit writes it anew
-            log.warning("all files count as new: %s", error)
+        if base.says("tables") != tables_digest(self.root, self.spec):
             return None
+        if any(refusal.stage == CATALOG_STAGE for refusal in base.refusals):
+            return None
+        look = quick_look(self.root, self.spec, KnownFiles(base.known))
+        return None if look is None else delta_of_look(look, base, self.spec, self.root)
 
     def build_bucket(
         self,
-        catalog: Catalog,
+        delta: Delta,
         bucket: int,
         *,
         on_files: OnFiles = lambda *_: None,
         n_workers: int | None = None,
+        afresh: bool = False,
     ) -> BucketResult:
-        """Build one bucket of a catalog and stage it, unless it is staged already."""
+        """Read those files of a bucket that the base does not hold, unless they are staged.
+
+        Args:
+            delta: What is to be read.
+            bucket: Its number.
+            on_files: Progress.
+            n_workers: Threads; by default one per processor.
+            afresh: Read them in any case, and leave alone what is staged.
+        """
+        staged = self.staged_path(delta.n_buckets, bucket)
+        if afresh:
+            staged = staged.with_name(f"patch-{staged.name}")
+            staged.unlink(missing_ok=True)
         return build_bucket(
             self.root,
-            files_of(catalog, bucket),
+            delta.files_of(bucket),
             self.recipe,
             self.store,
-            staged=self.staged_path(catalog, bucket),
+            staged=staged,
             on_files=on_files,
             n_workers=n_workers,
         )
 
-    def staged_buckets(self, catalog: Catalog) -> list[BucketResult]:
-        """Return all buckets of a catalog as they were staged.
+    def staged_buckets(self, delta: Delta) -> list[BucketResult]:
+        """Return what was staged of all buckets that have files to read.
 
         Raises:
             BucketsMissingError: If one is missing or holds other files; it names them.
         """
-        results, missing, stale = [], [], []
-        for bucket in range(catalog.n_buckets):
-            staged = read_staged(self.staged_path(catalog, bucket), self.store)
-            if staged is None:
-                missing.append(bucket)
-            elif staged.covers(files_of(catalog, bucket)):
-                results.append(staged.result)
+        results: list[BucketResult] = []
+        missing, stale = list[int](), list[int]()
+        for bucket in sorted({file.bucket for file in delta.read}):
+            staged = read_staged(self.staged_path(delta.n_buckets, bucket), self.store)
+            result = None if staged is None else staged.select(delta.files_of(bucket))
+            if result is not None:
+                results.append(result)
             else:
-                stale.append(bucket)
+                (missing if staged is None else stale).append(bucket)
         if missing or stale:
             raise BucketsMissingError(_missing_message(self.spec.name, missing, stale))
         return results

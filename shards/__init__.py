@@ -9,7 +9,8 @@ from shards.errors import (
     TrialNotFoundError,
     TrialShardsError,
 )
-from shards.reader import Store
+from shards.reader import Store, open_store
+from shards.trial import Trial
 from shards.windows import WindowSpec
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "InvalidSpecError",
     "Store",
     "StoreNotFoundError",
+    "Trial",
     "TrialNotFoundError",
     "TrialShardsError",
     "WindowSpec",
+    "open_store",
 ]

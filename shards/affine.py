@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.regimes import AffineTable, Regimes
 
@@ -67,8 +69,8 @@ def is_first_minor(normalization: Mapping[str, Any]) -> bool:
     return normalization["scope"] in ("trial", "train", "none")
 
 
-GroupsOf = Callable[[str], Sequence[str | None]]
-"""Attribute -> its value in each trial."""
+GroupsOf = Callable[[str], Any]
+"""Attribute -> its value in each trial: texts or None, or an Arrow array of them."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,11 @@ def _matrix(fit: Mapping[str, Any], key: str, width: int) -> Float64:
     return table.reshape(-1, width)
 
 
-def _number_groups(known: Sequence[str], values: Sequence[str | None]) -> Int64:
+def _number_groups(known: Sequence[str], values: Any) -> Int64:
     """Return the number of each trial's group; `len(known)` where train had no such trial."""
-    numbers: dict[str | None, int] = {value: number for number, value in enumerate(known)}
-    return np.array([numbers.get(value, len(known)) for value in values], np.int64)
+    found = pc.index_in(pa.array(values, pa.utf8()), value_set=pa.array(known, pa.utf8()))
+    numbers: Int64 = found.fill_null(len(known)).to_numpy().astype(np.int64)
+    return numbers
 
 
 def _parse_regimes(

@@ -32,8 +32,16 @@ class FormatVersionError(TrialShardsError, ValueError):
     """The store was written by a newer format: upgrade trialshards."""
 
 
+class StoreWriteError(TrialShardsError, OSError):
+    """The disk is full, read-only or broken: mend that and run the same again."""
+
+
 class CommitConflictError(TrialShardsError, RuntimeError):
     """Another build committed first: run the build again on top of it."""
+
+
+class StoreBusyError(TrialShardsError, RuntimeError):
+    """Somebody is at work in the store, or nobody can tell: try again when they are done."""
 
 
 class TooManyQuarantinedError(TrialShardsError, RuntimeError):

@@ -52,11 +52,14 @@ class TrialFacts:
             categories=categories,
             statics=self.statics[number],
         )
-        named = True
-        if "codes" in arrays:
-            most = arrays["codes"].max(axis=0, initial=0)
-            named = bool((most <= [len(words) for words in categories]).all())
-        return digest == self.digests[number], named
+        return digest == self.digests[number], self.has_words(number, arrays.get("codes"))
+
+    def has_words(self, number: int, codes: npt.NDArray[np.uint16] | None) -> bool:
+        """Return whether every code of a trial `[rows, columns]` has a word."""
+        if codes is None:
+            return True
+        most = codes.max(axis=0, initial=0)
+        return bool((most <= [len(words) for words in self.categories[number]]).all())
 
 
 def read_facts(store: Store, trials: pa.Table) -> TrialFacts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from shards.safety import text, whole
+from shards.windows import WindowSpec
+
 INNER_ROWS = 4096
 """Most rows of one inner chunk: other Zarr readers slice these in 1-2 ms; one big chunk took s."""
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
-_DTYPES = {"float32": 4, "uint16": 2, "uint8": 1}
+_DTYPES = {"float64": 8, "float32": 4, "uint16": 2, "uint8": 1}
 _SAFE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -31,8 +34,8 @@ class ArraySpec:
     """Shape and promise of one array of one shard.
 
     Attributes:
-        dtype: `float32`, `uint16` or `uint8`, little-endian.
-        n_rows: Rows of all trials in the shard.
+        dtype: `float64`, `float32`, `uint16` or `uint8`, little-endian.
+        n_rows: Rows of all trials in the shard; in layout windows a row is a window.
         n_columns: Columns.
         xxh3_128: Digest of the raw rows without padding.
     """
@@ -70,30 +73,34 @@ class ArraySpec:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the chunk file."""
+        """Size of the chunk file in container zarr."""
         return self.n_inner * (self.inner_rows * self.row_bytes + 16) + 4
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the manifest entry."""
-        return {
+    def as_dict(self, *, chunked: bool = True) -> dict[str, Any]:
+        """Return the manifest entry; `chunked`: as a Zarr array with a chunk file of its own."""
+        entry: dict[str, Any] = {
             "dtype": self.dtype,
             "shape": [self.n_rows, self.n_columns],
-            "inner_rows": self.inner_rows,
-            "size_bytes": self.size_bytes,
             "xxh3_128": self.xxh3_128,
         }
+        if chunked:
+            entry |= {"inner_rows": self.inner_rows, "size_bytes": self.size_bytes}
+        return entry
 
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> ArraySpec:
+    def from_dict(cls, entry: Mapping[str, Any], *, chunked: bool = True) -> ArraySpec:
         """Parse a manifest entry.
 
         Raises:
             ValueError: If it contradicts itself.
         """
-        n_rows, n_columns = (int(n) for n in entry["shape"])
-        spec = cls(str(entry["dtype"]), n_rows, n_columns, str(entry["xxh3_128"]))
-        wanted = spec.as_dict()
-        if any(entry.get(name) != value for name, value in wanted.items()):
+        n_rows, n_columns = (whole(n, "shape", 1) for n in entry["shape"])
+        dtype, digest = (text(entry[name], name) for name in ("dtype", "xxh3_128"))
+        spec = cls(dtype, n_rows, n_columns, digest)
+        whole(spec.size_bytes, "size_bytes")
+        wanted = spec.as_dict(chunked=chunked)
+        given = {name: entry.get(name) for name in wanted}
+        if given != wanted or any(type(given[name]) is not type(wanted[name]) for name in wanted):
             raise ValueError(f"array entry contradicts itself: {entry} != {wanted}")
         return spec
 
@@ -102,7 +109,8 @@ def describe_array(*parts: npt.NDArray[Any]) -> ArraySpec:
     """Return the spec of `[rows, columns]` arrays below each other, C order, little-endian."""
     state = xxhash.xxh3_128()
     for part in parts:
-        state.update(part.data.cast("B"))
+        if len(part):
+            state.update(part.data.cast("B"))
     n_rows = sum(len(part) for part in parts)
     return ArraySpec(parts[0].dtype.name, n_rows, parts[0].shape[1], state.hexdigest())
 
@@ -150,9 +158,51 @@ def group_metadata() -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def shard_digest(arrays: dict[str, ArraySpec]) -> str:
-    """Return the content name of a shard (SPEC section 7)."""
+def wanted_arrays(
+    *,
+    n_channels: int,
+    target: str,
+    n_targets: int,
+    observed: bool,
+    n_codes: int,
+    windows: WindowSpec | None,
+) -> dict[str, tuple[str, int]]:
+    """Return dtype and columns of each array that every shard of a version must have.
+
+    Args:
+        n_channels: Columns of the values.
+        target: `forecast`, `per_step` or `per_trial`.
+        n_targets: Columns of the target.
+        observed: Whether flags are stored.
+        n_codes: Categorical columns.
+        windows: In layout windows, how they are cut; None in layout rows.
+    """
+    n_steps = windows.length if windows else 1
+    wanted = {"values": ("float32", n_steps * n_channels)}
+    if observed:
+        wanted["observed"] = ("uint8", n_steps * -(-n_channels // 8))
+    if target == "per_step":
+        wanted["targets"] = ("float32", n_steps * n_targets)
+    if target == "forecast" and windows:
+        wanted["targets"] = ("float32", windows.steps * n_targets)
+    if n_codes:
+        wanted["codes"] = ("uint16", n_steps * n_codes)
+    return wanted
+
+
+def shard_digest(
+    arrays: Mapping[str, ArraySpec], columns: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """Return the content name of a shard (SPEC section 7).
+
+    Args:
+        arrays: Its arrays by name.
+        columns: Container parquet: what the columns of its arrays are called; None for zarr.
+    """
     state = xxhash.xxh3_128()
+    if columns is not None:
+        for part in ("parquet", _json(columns).decode()):
+            state.update(len(part).to_bytes(8, "little") + part.encode())
     for name in sorted(arrays):
         spec = arrays[name]
         part = f"{name}|{spec.dtype}|{spec.n_rows}x{spec.n_columns}|{spec.xxh3_128}"
@@ -165,5 +215,5 @@ def is_array_name(name: str) -> bool:
     return _SAFE_NAME.fullmatch(name) is not None
 
 
-def _json(document: dict[str, Any]) -> bytes:
+def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,7 +11,9 @@ import xxhash
 from shards.affine import is_first_minor, parse_entries
 from shards.errors import CorruptStoreError, FormatVersionError
 from shards.identity import FORMAT_MAJOR, canonical_json
+from shards.layout import wanted_arrays
 from shards.schema import Channel, EncodedInput, PartEntry, ShardEntry, TargetSchema, Tombstone
+from shards.safety import check_promise, parse_json, text, truth, whole
 from shards.windows import WindowSpec
 
 __all__ = [
@@ -100,7 +101,7 @@ class Manifest:
             CorruptStoreError: If it is not what SPEC section 3 describes.
         """
         try:
-            document = json.loads(raw)
+            document = parse_json(raw, unique=False)
             _check_format(document["format"], origin)
             if document["layout"] not in LAYOUTS or document["container"] not in CONTAINERS:
                 raise ValueError(f"layout is not one of {LAYOUTS}, or container of {CONTAINERS}")
@@ -120,8 +121,8 @@ class Manifest:
         target = document["target"]
         classes = target["classes"]
         return cls(
-            name=str(document["name"]),
-            channels=tuple(Channel(c["name"], c["unit"]) for c in document["channels"]),
+            name=text(document["name"], "name"),
+            channels=tuple(Channel(*_names([c["name"], c["unit"]])) for c in document["channels"]),
             target=TargetSchema(
                 target["kind"],
                 _names(target["columns"]),
@@ -129,11 +130,11 @@ class Manifest:
             ),
             windows=WindowSpec(**{f.name: document["windows"][f.name] for f in fields(WindowSpec)}),
             splits=_names(document["splits"]),
-            observed=bool(document["observed"]),
+            observed=truth(document["observed"], "observed"),
             normalization=dict(document["normalization"]),
             counts=dict(document["counts"]),
             fingerprints=dict(document["fingerprints"]),
-            fingerprint=str(document["fingerprint"]),
+            fingerprint=text(document["fingerprint"], "fingerprint"),
             shards=tuple(ShardEntry.from_dict(entry) for entry in document["shards"]),
             files={name: dict(promise) for name, promise in document["files"].items()},
             spec=dict(document["spec"]),
@@ -157,6 +158,7 @@ def sign(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _LISTS = ("codes", "statics", "parts", "tombstones")
+_MOST_STEPS = 2**40
 _ENCODINGS = {"codes": ("one_hot", "embed"), "statics": ("number", "one_hot", "embed")}
 
 
@@ -190,11 +192,15 @@ def _consistent(manifest: Manifest) -> Manifest:
     if missing := set(manifest.version_files) - set(manifest.files):
         raise ValueError(f"files lack {sorted(missing)}")
     _check_encoded(manifest)
+    _check_numbers(manifest)
     wanted = _wanted_arrays(manifest)
     for shard in manifest.shards:
         got = {name: (spec.dtype, spec.n_columns) for name, spec in shard.arrays.items()}
-        if got.pop("time", _TIME) != _TIME or got != wanted:
+        timed = got.pop("time", _TIME) if manifest.layout == "rows" else _TIME
+        if timed != _TIME or got != wanted:
             raise ValueError(f"shard {shard.digest} has arrays {got}; wanted {wanted}")
+        if (shard.file is not None) != (manifest.container == "parquet"):
+            raise ValueError(f"shard {shard.digest} is not in container {manifest.container}")
     return manifest
 
 
@@ -203,14 +209,46 @@ _TIME = ("float64", 1)
 
 def _wanted_arrays(manifest: Manifest) -> dict[str, tuple[str, int]]:
     """Return dtype and columns of each array that every shard must have, and no other."""
-    wanted = {"values": ("float32", len(manifest.channels))}
-    if manifest.observed:
-        wanted["observed"] = ("uint8", -(-len(manifest.channels) // 8))
-    if manifest.target.kind == "per_step":
-        wanted["targets"] = ("float32", len(manifest.target.columns))
-    if manifest.codes:
-        wanted["codes"] = ("uint16", len(manifest.codes))
-    return wanted
+    return wanted_arrays(
+        n_channels=len(manifest.channels),
+        target=manifest.target.kind,
+        n_targets=len(manifest.target.columns),
+        observed=manifest.observed,
+        n_codes=len(manifest.codes),
+        windows=manifest.windows if manifest.layout == "windows" else None,
+    )
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    """Refuse what is no number where one is wanted, and what is there twice."""
+    for name in ("length", "stride", "horizon", "steps"):
+        whole(getattr(manifest.windows, name), f"windows.{name}", most=_MOST_STEPS)
+    for name in ("files", "trials", "rows", "segments"):
+        whole(manifest.counts.get(name, 0), f"counts.{name}")
+    for split, count in manifest.counts.get("windows", {}).items():
+        whole(count, f"counts.windows.{split}")
+    truth(manifest.counts.get("has_missing", True), "counts.has_missing")
+    for split, fingerprint in manifest.fingerprints.items():
+        text(fingerprint, f"fingerprint of {split}")
+    for name, promise in manifest.files.items():
+        check_promise(promise, name)
+    for what, names in (
+        ("channels", [channel.name for channel in manifest.channels]),
+        ("splits", manifest.splits),
+        ("shards", [shard.digest for shard in manifest.shards]),
+    ):
+        if len(set(names)) < len(names):
+            raise ValueError(f"{what} has one twice")
+
+
+def column_names(manifest: Manifest) -> dict[str, list[str]]:
+    """Return what the columns of the arrays are called, of one step; for shards in Parquet."""
+    named = {
+        "values": [channel.name for channel in manifest.channels],
+        "targets": list(manifest.target.columns),
+        "codes": [entry.name for entry in manifest.codes],
+    }
+    return {name: columns for name, columns in named.items() if columns}
 
 
 def _check_encoded(manifest: Manifest) -> None:
@@ -223,7 +261,7 @@ def _check_encoded(manifest: Manifest) -> None:
 
 
 def _check_format(got: Mapping[str, Any], origin: str) -> None:
-    if got.get("name") != "trialshards" or int(got["major"]) > FORMAT_MAJOR:
+    if got.get("name") != "trialshards" or whole(got["major"], "format.major") > FORMAT_MAJOR:
         raise FormatVersionError(
             f"{origin} has format {got.get('name')} {got.get('major')}.{got.get('minor')}; this "
             f"reader knows trialshards up to {FORMAT_MAJOR}.x. Upgrade: pip install -U trialshards"

@@ -18,8 +18,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from shards.errors import CorruptStoreError
+from shards.localcache import LocalCache
+from shards.safety import check_file
+from shards.schema import ShardEntry
 
 _MAP_FIXED = 0x10  # the one constant that the mmap module lacks; the same on Linux and macOS
 _HUGE = 2**21
@@ -117,3 +121,71 @@ class FileRange:
             if at != base + offset:
                 raise OSError(ctypes.get_errno(), f"cannot map {path}")
         return np.asarray(reserved)
+
+
+def chunk_file(store: Path, digest: str, array: str) -> Path:
+    """Return the file of a Zarr shard whose first bytes are the rows of one array."""
+    return store / "shards" / digest / array / "c" / "0" / "0"
+
+
+def map_shards(
+    store: Path, entries: Sequence[ShardEntry], array: str, *, tail_bytes: int = 0
+) -> FileRange:
+    """Map one array of many shards into one address range, each from its first row on.
+
+    Compressed shards are decoded first, into the local cache, unless that holds them.
+
+    Args:
+        store: Store root.
+        entries: The shards, all of one container.
+        array: Array name.
+        tail_bytes: Readable bytes behind the last.
+
+    Raises:
+        CorruptStoreError: If a file is missing or is not what the manifest promises.
+        InvalidSpecError: If decoded they are larger than the cache may be.
+    """
+    if entries and entries[0].file is not None:
+        return _map_decoded(store, entries, array, tail_bytes)
+    files = [(chunk_file(store, e.digest, array), e.arrays[array].size_bytes) for e in entries]
+    for path, _ in files:
+        check_file(store, path)
+    return FileRange(files, tail_bytes=tail_bytes)
+
+
+def check_rows(
+    store: Path, entries: Sequence[ShardEntry], array: str, mapped: FileRange
+) -> None:
+    """Compare the mapped rows of shards with their digests, once per process.
+
+    Raises:
+        CorruptStoreError: Naming the shard.
+    """
+    for entry, offset in zip(entries, mapped.offsets.tolist(), strict=True):
+        key, spec = (str(store.absolute()), entry.digest, array), entry.arrays[array]
+        if key in _compared:
+            continue
+        rows = mapped.bytes[offset : offset + spec.data_bytes]
+        if (got := xxhash.xxh3_128_hexdigest(rows.data)) != spec.xxh3_128:
+            raise CorruptStoreError(
+                f"{store / 'shards' / entry.digest}: its {array} have digest {got}; the manifest "
+                f"says {spec.xxh3_128}. Run: trialshards verify {store}"
+            )
+        _compared.add(key)
+
+
+_compared: set[tuple[str, str, str]] = set()
+
+
+def _map_decoded(
+    store: Path, entries: Sequence[ShardEntry], array: str, tail_bytes: int
+) -> FileRange:
+    cache = LocalCache()
+    found = cache.files(entries, array)
+    if found is not None:
+        try:
+            return FileRange(found, tail_bytes=tail_bytes)
+        except CorruptStoreError:
+            pass  # another process took one away just now
+    with cache.decoded(store, entries):
+        return FileRange(cache.files(entries, array) or [], tail_bytes=tail_bytes)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.disk import replace_file
 from shards.errors import CorruptStoreError
 from shards.identity import file_promise
-from shards.index import HotIndex
+from shards.parquetfile import read_cold
 from shards.schema import PartEntry
 from shards.tables import parquet_bytes
 
@@ -46,58 +47,42 @@ def write_part(store: Path, rows: pa.Table) -> PartEntry:
 
 
 def read_parts(
-    store: Path, parts: Sequence[PartEntry], index: HotIndex, columns: Sequence[str] | None
+    store: Path,
+    parts: Sequence[PartEntry],
+    part: npt.NDArray[np.integer[Any]],
+    row: npt.NDArray[np.integer[Any]],
+    columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return the cold rows of an index, in its order.
+    """Return cold rows, one per place, in the order of the places.
 
     Args:
         store: Store root.
         parts: As the manifest lists them.
-        index: With `part` and `part_row`.
+        part: `[n]`, the place of each row's part in that list.
+        row: `[n]`, its row in the part.
         columns: Names; None for all.
 
     Raises:
-        CorruptStoreError: If a part is missing, damaged, or has not the rows the index names.
+        CorruptStoreError: If a part is missing, damaged, or has not the rows that are named.
     """
-    if index.part is None or index.part_row is None:
-        raise CorruptStoreError(f"{store}: the hot index does not say where cold rows are.")
     n_rows = np.array([part.n_rows for part in parts], np.int64)
-    if not _lie_inside(index, n_rows):
+    if len(part) and not (
+        part.min() >= 0 and part.max() < len(parts) and row.min() >= 0 and (row < n_rows[part]).all()
+    ):
         raise CorruptStoreError(
             f"{store}: the hot index names cold rows that no part has. "
             f"Run: trialshards verify {store}"
         )
-    used = np.bincount(index.part, minlength=len(parts)) > 0
+    used = np.bincount(part, minlength=len(parts)) > 0
     tables = [_read(store, parts[i], columns) for i in np.flatnonzero(used).tolist()]
     first = np.cumsum(np.where(used, n_rows, 0)) - n_rows
     joined = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-    places = first[index.part] + index.part_row
+    places = first[part] + row
     if len(places) == joined.num_rows and (np.diff(places) == 1).all():
         return joined
     return joined.combine_chunks().take(pa.array(places))
 
 
-def _lie_inside(index: HotIndex, n_rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
-    part, row = index.part, index.part_row
-    if part is None or row is None or not len(part):
-        return True
-    if part.min() < 0 or part.max() >= len(n_rows) or row.min() < 0:
-        return False
-    return bool((row < n_rows[part]).all())
-
-
 def _read(store: Path, part: PartEntry, columns: Sequence[str] | None) -> pa.Table:
-    path = part_path(store, part.digest)
-    try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptStoreError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Restore it, or open "
-            "another version."
-        ) from error
-    if table.num_rows != part.n_rows:
-        raise CorruptStoreError(
-            f"{path} has {table.num_rows} rows; the manifest says {part.n_rows}. "
-            f"Run: trialshards verify {store}"
-        )
-    return table
+    promise = {"size_bytes": part.size_bytes, "xxh3_128": part.digest}
+    return read_cold(store, part_path(store, part.digest), promise, part.n_rows, columns)

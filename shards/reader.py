@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shards.affine import Delivery, parse_entries
+from shards.affine import Delivery, Entry, GroupsOf, parse_entries
+from shards.coldrows import ColdIndex
+from shards.cutting import join_windows
 from shards.errors import (
     CorruptStoreError,
     InvalidSpecError,
@@ -21,15 +21,22 @@ from shards.errors import (
     TrialNotFoundError,
 )
 from shards.index import HotIndex, open_index
-from shards.manifest import COLD, Manifest
-from shards.maps import FileRange
+from shards.manifest import COLD
+from shards.identity import file_promise
+from shards.index_checks import contradictions
+from shards.lookup import TrialLookup
+from shards.maps import FileRange, check_rows, chunk_file, map_shards
+from shards.parquetfile import read_cold
 from shards.parts import read_parts
-from shards.writer import list_versions
+from shards.safety import check_file, parse_json, read_inside
+from shards.tags import open_version
 
 Float32 = npt.NDArray[np.float32]
 
+CHECKS = ("none", "shards")
 
-class Store:
+
+class Store(TrialLookup):
     """One version of a store, read-only.
 
     Attributes:
@@ -39,7 +46,9 @@ class Store:
 
     Args:
         path: Store root.
-        version: A version's name; by default the newest.
+        version: A version's name, or a tag; by default the newest.
+        check: `shards`: compare the rows of each shard with their digests when they are first
+            mapped, once per process. `none`: sizes alone; `verify_store` looks at all.
 
     Raises:
         StoreNotFoundError: If there is no such store or version.
@@ -47,36 +56,42 @@ class Store:
         FormatVersionError: If a newer trialshards wrote it.
     """
 
-    def __init__(self, path: str | Path, version: str | None = None) -> None:
-        self.path = Path(path)
-        versions = list_versions(self.path)
-        if not versions or (version is not None and version not in versions):
-            wanted = f"version {version}" if version else "committed version"
-            raise StoreNotFoundError(
-                f"no {wanted} in {self.path} (found: {', '.join(versions) or 'none'}). "
-                "Build it: trialshards build DATASET.yaml --store " + str(self.path)
-            )
-        self.version = version or versions[-1]
+    def __init__(
+        self, path: str | Path, version: str | None = None, check: str = "none"
+    ) -> None:
+        if check not in CHECKS:
+            raise InvalidSpecError(f"check is {check!r}; wanted one of {CHECKS}.")
+        self.path, self.check = Path(path), check
+        # Nobody removes the version, nor what it names, while this object lives.
+        self.version, self.manifest, self._lease = open_version(self.path, version)
         self.folder = self.path / "versions" / self.version
-        manifest = self.folder / "dataset.json"
-        self.manifest = Manifest.from_bytes(manifest.read_bytes(), str(manifest))
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path, str, str]]:
+        """Let a pickle open the same version again: no maps, no index, no lock in it."""
+        return type(self), (self.path, self.version, self.check)
 
     @cached_property
     def index(self) -> HotIndex:
         """The hot index, mapped."""
         promise = self.manifest.files["index.arrow"]
-        in_parts = bool(self.manifest.parts)
-        return open_index(self.folder / "index.arrow", promise, in_parts=in_parts)
+        in_parts, path = bool(self.manifest.parts), self.folder / "index.arrow"
+        check_file(self.path, path)
+        index = open_index(path, promise, in_parts=in_parts)
+        if wrong := contradictions(index, self.manifest):
+            raise _corrupt(path, ValueError("; ".join(wrong)))
+        return index
 
     @cached_property
     def fit(self) -> dict[str, Any]:
         """What was fitted on train trials (SPEC section 11)."""
         path = self.folder / "fit.json"
         try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+            raw = read_inside(self.path, path)
+            if file_promise(raw) != self.manifest.files["fit.json"]:
+                raise ValueError("its bytes are not those the manifest promises")
+            return parse_json(raw)
+        except ValueError as error:
             raise _corrupt(path, error) from error
-        return document
 
     @property
     def fingerprint(self) -> str:
@@ -110,59 +125,90 @@ class Store:
             )
         return number
 
+    @cached_property
+    def cold_index(self) -> ColdIndex:
+        """Single facts of trials; `cold` reads whole columns."""
+        return ColdIndex(self)
+
     def cold(self, *columns: str) -> pa.Table:
         """Read columns of the cold index (SPEC section 9), one row per trial number."""
         if self.manifest.parts:
-            return read_parts(self.path, self.manifest.parts, self.index, columns or None)
-        path = self.folder / COLD
-        try:
-            return pq.read_table(path, columns=list(columns) or None)
-        except (OSError, pa.ArrowException) as error:
-            raise _corrupt(path, error) from error
+            part, row = self.index.places()
+            return read_parts(self.path, self.manifest.parts, part, row, columns or None)
+        path, promise = self.folder / COLD, self.manifest.files[COLD]
+        return read_cold(self.path, path, promise, len(self.index), columns or None)
 
     def chunk_file(self, shard: int, array: str) -> Path:
-        """Return the file whose first bytes are the rows of one array of one shard."""
-        return self.path / "shards" / self.manifest.shards[shard].digest / array / "c" / "0" / "0"
+        """Return the file of a Zarr shard whose first bytes are the rows of one array."""
+        return chunk_file(self.path, self.manifest.shards[shard].digest, array)
 
     def map_array(self, array: str, shards: Sequence[int], *, tail_bytes: int = 0) -> FileRange:
         """Map one array of many shards into one address range.
 
         Raises:
             CorruptStoreError: If a file is missing or has the wrong size.
+            InvalidSpecError: If the local cache may not hold what they are decoded.
         """
-        entries = self.manifest.shards
-        return FileRange(
-            [(self.chunk_file(s, array), entries[s].arrays[array].size_bytes) for s in shards],
-            tail_bytes=tail_bytes,
-        )
+        entries = [self.manifest.shards[shard] for shard in shards]
+        mapped = map_shards(self.path, entries, array, tail_bytes=tail_bytes)
+        if self.check == "shards":
+            check_rows(self.path, entries, array, mapped)
+        return mapped
 
     def shard_rows(self, shard: int, array: str = "values") -> npt.NDArray[Any]:
-        """Return `[rows, columns]` of one shard as a read-only view of the map."""
+        """Return `[rows, columns]` of one shard as a read-only view of the map.
+
+        In layout windows a row is a window, its columns the elements of its steps.
+        """
         spec = self.manifest.shards[shard].arrays[array]
         data = self.map_array(array, [shard]).bytes[: spec.data_bytes]
         return data.view(spec.dtype).reshape(spec.n_rows, spec.n_columns)
 
     def trial_rows(self, number: int, array: str = "values") -> npt.NDArray[Any]:
-        """Return `[rows, columns]` of one trial as a read-only view of the map."""
+        """Return `[rows, columns]` of one trial as a read-only view of the map.
+
+        In layout windows it is a copy, and rows that lie in no window are missing: NaN, or 0.
+
+        Raises:
+            InvalidSpecError: For the targets of a forecast, which are windows alone.
+        """
+        stored = self.trial_stored(number, array)
+        if self.manifest.layout == "rows":
+            return stored
+        if array == "targets" and self.manifest.target.kind == "forecast":
+            raise InvalidSpecError("forecast targets are values further on; take those.")
+        fill = np.nan if array in ("values", "targets") else 0
+        n_rows = int(self.index.n_rows[number])
+        return join_windows(stored, n_rows, self.manifest.windows, fill)
+
+    def trial_stored(self, number: int, array: str = "values") -> npt.NDArray[Any]:
+        """Return one trial as its shard holds it, a read-only view: its rows, or its windows."""
         start = int(self.index.row_start[number])
         rows = self.shard_rows(int(self.index.shard[number]), array)
-        return rows[start : start + int(self.index.n_rows[number])]
+        return rows[start : start + int(self.n_stored[number])]
+
+    @property
+    def n_stored(self) -> npt.NDArray[np.int64]:
+        """How many rows of its shard each trial takes: its rows, or its windows."""
+        return self.index.n_rows if self.manifest.layout == "rows" else self.index.n_windows
 
     @cached_property
     def delivery(self) -> Delivery:
         """What is done to stored values when they are delivered (SPEC section 5)."""
+        return self.parse_delivery(self.cold_index.attribute)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Normalization method and scope of each channel."""
+        return parse_entries(self.manifest.normalization, len(self.manifest.channels))
+
+    def parse_delivery(self, groups_of: GroupsOf) -> Delivery:
+        """Return what is done to stored values of trials whose groups `groups_of` tells."""
         names = [channel.name for channel in self.manifest.channels]
-        entries = parse_entries(self.manifest.normalization, len(names))
         try:
-            return Delivery.parse(entries, self.fit["normalize"], names, self._attribute)
+            return Delivery.parse(self.entries, self.fit["normalize"], names, groups_of)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise _corrupt(self.folder / "fit.json", error) from error
-
-    def _attribute(self, name: str) -> list[str | None]:
-        """Return an attribute of every trial."""
-        column = self.cold("attributes")["attributes"].combine_chunks()
-        values: list[str | None] = column.field(name).to_pylist()
-        return values
 
     def delivery_affine(self) -> tuple[Float32, Float32] | None:
         """Return float32 `(offset, inv_scale)` per channel applied at delivery, or None.
@@ -220,6 +266,20 @@ class Store:
         return offset, scale
 
 
+def open_store(path: str | Path, version: str | None = None, check: str = "none") -> Store:
+    """Open one version of a store; `open_store(path)["s07/0031"]` is a trial.
+
+    Args:
+        path: Store root.
+        version: A version's name, or a tag; by default the newest.
+        check: `shards` compares the rows of each shard with their digests, once per process.
+
+    Raises:
+        StoreNotFoundError, CorruptStoreError, FormatVersionError: As `Store`.
+    """
+    return Store(path, version, check)
+
+
 def _corrupt(path: Path, error: Exception) -> CorruptStoreError:
     return CorruptStoreError(
         f"{path} cannot be read ({type(error).__name__}: {error}). Restore it, or open another "
@@ -228,8 +288,10 @@ def _corrupt(path: Path, error: Exception) -> CorruptStoreError:
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> Float32:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if flat.size != len(column) * width:
+    lists = column.combine_chunks()
+    sizes = lists.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    if (sizes != width).any():
         raise CorruptStoreError(
             f"trials.parquet: {flat.size} statistics for {len(column)} trials x {width} channels. "
             "Run: trialshards verify STORE"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.layout import DIGEST, ArraySpec, is_array_name
+from shards.safety import text, whole
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,38 @@ class EncodedInput:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the manifest lists it."""
+    """One shard as the manifest lists it.
+
+    Attributes:
+        digest: Its name.
+        n_rows: Rows of each array; in layout windows a row is a window.
+        n_trials: Trials of the version in it.
+        arrays: What it holds.
+        file: Container parquet: `size_bytes` and `xxh3_128` of its file; None for zarr.
+    """
 
     digest: str
     n_rows: int
     n_trials: int
     arrays: Mapping[str, ArraySpec]
+    file: Mapping[str, Any] | None = None
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all its arrays on disk."""
+        if self.file is not None:
+            return int(self.file["size_bytes"])
         return sum(array.size_bytes for array in self.arrays.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the manifest entry."""
-        arrays = {name: spec.as_dict() for name, spec in self.arrays.items()}
-        return {
+        chunked = self.file is None
+        arrays = {name: spec.as_dict(chunked=chunked) for name, spec in self.arrays.items()}
+        entry = {
             "digest": self.digest, "n_rows": self.n_rows, "n_trials": self.n_trials,
             "arrays": arrays,
         }  # fmt: skip
+        return entry if self.file is None else entry | {"file": dict(self.file)}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> ShardEntry:
@@ -74,17 +88,30 @@ class ShardEntry:
         Raises:
             ValueError: If a name is not safe or the sizes contradict each other.
         """
-        digest = str(entry["digest"])
+        digest = text(entry["digest"], "shard name")
         if not DIGEST.fullmatch(digest):
             raise ValueError(f"shard name {digest!r} is not a digest")
         for name in entry["arrays"]:
             if not is_array_name(name):
                 raise ValueError(f"array name {name!r} is not allowed")
-        arrays = {name: ArraySpec.from_dict(part) for name, part in entry["arrays"].items()}
-        n_rows = int(entry["n_rows"])
+        file = _file_promise(entry["file"]) if "file" in entry else None
+        arrays = {
+            name: ArraySpec.from_dict(part, chunked=file is None)
+            for name, part in entry["arrays"].items()
+        }
+        n_rows = whole(entry["n_rows"], "n_rows")
         if "values" not in arrays or any(spec.n_rows != n_rows for spec in arrays.values()):
             raise ValueError(f"arrays of shard {digest} do not have {n_rows} rows each")
-        return cls(digest, n_rows, int(entry["n_trials"]), arrays)
+        return cls(digest, n_rows, whole(entry["n_trials"], "n_trials"), arrays, file)
+
+
+def _file_promise(entry: Mapping[str, Any]) -> dict[str, Any]:
+    size, digest = entry["size_bytes"], str(entry["xxh3_128"])
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"a file has {size!r} bytes")
+    if not DIGEST.fullmatch(digest):
+        raise ValueError(f"not a digest: {digest!r}")
+    return {"size_bytes": size, "xxh3_128": digest}
 
 
 @dataclass(frozen=True)
@@ -125,11 +152,15 @@ class Tombstone:
         id: Of the trial.
         source: The file it came from, as in the cold index.
         reason: Why.
+        size_bytes: Of the file.
+        mtime_ns: Modification time of the file.
     """
 
     id: str
     source: str
     reason: str
+    size_bytes: int = 0
+    mtime_ns: int = 0
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Tombstone:
@@ -139,6 +170,7 @@ class Tombstone:
             TypeError: If a field is no text.
         """
         texts = [entry[name] for name in ("id", "source", "reason")]
-        if not all(isinstance(text, str) for text in texts):
+        numbers = [entry[name] for name in ("size_bytes", "mtime_ns")]
+        if not all(type(text) is str for text in texts) or any(type(n) is not int for n in numbers):
             raise TypeError(f"{entry!r} is no tombstone")
-        return cls(*texts)
+        return cls(*texts, *numbers)

@@ -8,11 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+GROUP_ROWS = 32_768
+"""Rows of a row group: what is decoded to know one trial of a million."""
+
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Return a table as Parquet, zstd."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **_encodings(table))
+    pq.write_table(
+        table, sink, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True,
+        **_encodings(table),
+    )  # fmt: skip
     return bytes(sink.getvalue())
 
 

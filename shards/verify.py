@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import mmap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shards.codes import fitted_inputs
-from shards.errors import TrialShardsError
+from shards.errors import CorruptStoreError, InvalidSpecError, TrialShardsError
 from shards.facts import read_facts
+from shards.foreign import find_foreign
 from shards.identity import dataset_fingerprint, file_promise
-from shards.problems import Problem
+from shards.parquetfile import admit_table
+from shards.parts import part_path
+from shards.problems import SHOWN_TRIALS, Problem
 from shards.reader import Store
-from shards.verify_shards import check_shards, trials_by_shard
+from shards.safety import check_file
+from shards.sources_check import check_sources
+from shards.verify_shards import check_shards
 from shards.version import fingerprint_splits
-from shards.windows import count_windows
 
 
 def verify_store(
     path: str | Path,
     version: str | None = None,
     *,
+    sources: str | Path | None = None,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> list[Problem]:
     """Check one version; an empty list means that every promise holds.
@@ -31,97 +37,105 @@ def verify_store(
     Args:
         path: Store root.
         version: By default the newest.
+        sources: The folder that source files lie below: they are read again, and compared with
+            what the version was built from.
         on_shard: Called with (shards done, shards in all).
 
     Raises:
         StoreNotFoundError: If there is no such version.
         CorruptStoreError: If the manifest itself cannot be read.
         FormatVersionError: If a newer trialshards wrote it.
+        InvalidSpecError: If `sources` is no folder.
     """
     store = Store(path, version)
-    problems = list(_check_files(store))
-    if problems:  # the index cannot be trusted, so nothing can be said of trials
-        return problems + check_shards(store, None, on_shard)
+    problems = list(find_foreign(store))
+    if broken := list(_check_index(store)):  # so nothing can be said of trials
+        problems += [*broken, *_check_files(store)]
+        return problems + check_shards(store, None, on_shard, has_index=False)
+    if broken := [*_check_files(store), *_check_parts(store)]:
+        return problems + broken + check_shards(store, None, on_shard)
     try:
-        problems += _check_index(store)
-        if problems:
-            return problems + check_shards(store, None, on_shard)
         trials = store.cold()
         problems += _check_identity(store, trials)
         fitted_inputs(store)
+        _check_delivery(store)
         facts = read_facts(store, trials)
-    except (TrialShardsError, pa.ArrowException, KeyError, ValueError) as error:
-        return [*problems, Problem(str(store.folder), f"the indexes cannot be used: {error}")]
+        if sources is not None:
+            problems += check_sources(store, Path(sources))
+    except InvalidSpecError:
+        raise
+    except _UNUSABLE as error:
+        broken = [Problem(str(store.folder), f"the indexes cannot be used: {error}")]
+        return problems + broken + check_shards(store, None, on_shard)
     return problems + check_shards(store, facts, on_shard)
+
+
+INDEX = "index.arrow"
+_UNUSABLE = (TrialShardsError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError)
+
+
+def _check_file(store: Store, path: Path, promise: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a file, read through a map."""
+    try:
+        found = check_file(store.path, path)
+    except CorruptStoreError as error:
+        yield str(error) if path.exists() or path.is_symlink() else "missing"
+        return
+    said = f"its bytes are not those the manifest promises ({dict(promise)})"
+    if found.st_size != promise["size_bytes"]:
+        yield f"it has {found.st_size} bytes: {said}"
+        return
+    with path.open("rb") as file:
+        raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found.st_size else b""
+        if file_promise(raw) != promise:
+            yield said
 
 
 def _check_files(store: Store) -> Iterator[Problem]:
     for name in store.manifest.version_files:
-        path, promise = store.folder / name, store.manifest.files.get(name)
-        if promise is None:
-            yield Problem(str(path), "the manifest does not list it")
-        elif not path.is_file():
-            yield Problem(str(path), "missing")
-        elif file_promise(path.read_bytes()) != promise:
-            yield Problem(str(path), f"its bytes are not those the manifest promises ({promise})")
-    known = {*store.manifest.version_files, "dataset.json"}
-    for path in sorted(store.folder.iterdir()):
-        if path.name not in known:
-            yield Problem(str(path), "a foreign file")
+        path = store.folder / name
+        if name == INDEX:
+            continue
+        for message in _check_file(store, path, store.manifest.files[name]):
+            yield Problem(str(path), message)
 
 
-def _check_index(store: Store) -> list[Problem]:
-    index, manifest, where = store.index, store.manifest, str(store.folder / "index.arrow")
-    problems = []
-
-    def claim(holds: bool, message: str) -> None:
-        if not holds:
-            problems.append(Problem(where, message))
-
-    ids = index.ids.cast(pa.large_binary()).to_pylist()
-    claim(all(a < b for a, b in itertools.pairwise(ids)), "ids are not sorted and unique")
-    counts = manifest.counts
-    claim(
-        len(ids) == counts.get("segments", counts.get("trials")),
-        "the number of trial segments is not the manifest's",
-    )
-    claim(
-        bool(((index.shard >= 0) & (index.shard < len(manifest.shards))).all()),
-        "a shard number is out of range",
-    )
-    claim(
-        bool(((index.split >= 0) & (index.split < len(manifest.splits))).all()),
-        "a split code is out of range",
-    )
-    claim(
-        bool((index.n_windows == count_windows(index.n_rows, manifest.windows)).all()),
-        "a number of windows is not what its rows give",
-    )
-    claim(
-        bool((np.isfinite(index.weight) & (index.weight >= 0)).all()),
-        "a weight is negative or not finite",
-    )
-    if manifest.target.classes is not None:
-        known = set(range(len(manifest.target.classes)))
-        codes = index.label[~np.isnan(index.label)]
-        claim(set(codes.tolist()) <= known, "a label is not the code of a class")
-    return problems or _check_places(store, where)
+def _check_index(store: Store) -> Iterator[Problem]:
+    path = store.folder / INDEX
+    messages = list(_check_file(store, path, store.manifest.files[INDEX]))
+    if not messages:
+        try:
+            store.index  # noqa: B018 - it is checked when it is opened
+        except TrialShardsError as error:
+            messages = [f"it cannot be used: {error}"]
+    for message in messages:
+        yield Problem(str(path), message)
 
 
-def _check_places(store: Store, where: str) -> list[Problem]:
-    index, manifest, problems = store.index, store.manifest, []
-    for number, members in trials_by_shard(store).items():
-        counted = len(members) == manifest.shards[number].n_trials
-        if not counted:
-            message = f"the trials of shard {number} are not as many as the manifest's"
-            problems.append(Problem(where, message))
-        ends = index.row_start[members] + index.n_rows[members]
-        inside = (
-            index.row_start[members].min() >= 0 and ends.max() <= manifest.shards[number].n_rows
+def _check_parts(store: Store) -> Iterator[Problem]:
+    part = store.index.part
+    for number, entry in enumerate(store.manifest.parts):
+        path = part_path(store.path, entry.digest)
+        promise = {"size_bytes": entry.size_bytes, "xxh3_128": entry.digest}
+        members = () if part is None else np.flatnonzero(part == number)[:SHOWN_TRIALS]
+        trials = tuple(store.index.id_of(int(member)) for member in members)
+        for message in _check_file(store, path, promise):
+            yield Problem(str(path), message, trials)
+
+
+def _check_delivery(store: Store) -> None:
+    """Refuse a fit that cannot be delivered by.
+
+    Raises:
+        CorruptStoreError: If a constant is missing, or is no number.
+    """
+    if not store.delivery.is_finite():
+        raise CorruptStoreError(
+            f"{store.folder / 'fit.json'}: a constant is no finite number. Restore it, or open "
+            "another version."
         )
-        if not inside:
-            problems.append(Problem(where, f"rows of a trial lie outside shard {number}"))
-    return problems
+    path, name = store.folder / "quarantine.parquet", "quarantine.parquet"
+    admit_table(store.path, path, store.manifest.files[name], None)
 
 
 def _check_counts(store: Store) -> list[Problem]:

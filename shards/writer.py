@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.disk import claim_folder, replace_file, sync_folder, temporary_folder, write_synced
+from shards.disk import (
+    claim_folder,
+    make_folder,
+    replace_file,
+    sync_store,
+    temporary_folder,
+    write_files,
+)
 from shards.errors import CommitConflictError
-from shards.identity import little_endian
+from shards.identity import file_promise, little_endian
 from shards.layout import (
+    ArraySpec,
     array_metadata,
     chunk_tail,
     describe_array,
@@ -21,21 +30,30 @@ from shards.layout import (
     shard_digest,
 )
 from shards.manifest import Manifest, ShardEntry
+from shards.parquetshard import FILE, encode_shard, shard_file
 
 VERSION_NAME = re.compile(r"v[0-9]{4,}")
-
 
 Rows = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
 
 
-def write_shard(store: Path, arrays: Mapping[str, Rows], n_trials: int) -> ShardEntry:
+def write_shard(
+    store: Path,
+    arrays: Mapping[str, Rows],
+    n_trials: int,
+    *,
+    container: str = "zarr",
+    columns: Mapping[str, Sequence[str]] | None = None,
+) -> ShardEntry:
     """Write one immutable shard, unless the store already holds the same content.
 
     Args:
         store: Store root.
-        arrays: `[rows, columns]` float32, uint16 or uint8 in C order, equally many rows; or such
-            arrays in pieces, so that nobody needs to join them.
+        arrays: `[rows, columns]` float64, float32, uint16 or uint8 in C order, equally many rows;
+            or such arrays in pieces, so that nobody needs to join them.
         n_trials: Trials in it.
+        container: `zarr` or `parquet`.
+        columns: Container parquet: names of the columns of its arrays, for other readers.
 
     Returns:
         What the manifest lists.
@@ -47,23 +65,34 @@ def write_shard(store: Path, arrays: Mapping[str, Rows], n_trials: int) -> Shard
     specs = {name: describe_array(*parts) for name, parts in pieces.items()}
     if len({spec.n_rows for spec in specs.values()}) != 1:
         raise ValueError(f"arrays of one shard differ in rows: {specs}")
-    entry = ShardEntry(shard_digest(specs), specs["values"].n_rows, n_trials, specs)
+    if wide := [n for n, spec in specs.items() if spec.dtype == "float64" and n != "time"]:
+        raise ValueError(f"arrays {wide} are float64, which only times may be")
+    named = None if container == "zarr" else {k: list(v) for k, v in (columns or {}).items()}
+    entry = ShardEntry(shard_digest(specs, named), specs["values"].n_rows, n_trials, specs)
     final = store / "shards" / entry.digest
-    if final.is_dir():
+    if not final.is_dir():
+        files = _zarr_files(pieces, specs)
+        if named is not None:
+            files = {FILE: [memoryview(encode_shard(pieces, specs, named))]}
+        with temporary_folder(final.parent) as temporary:
+            write_files(temporary, files)
+            claim_folder(temporary, final)
+    if named is None:
         return entry
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(final.parent) as temporary:
-        for name, parts in pieces.items():
-            chunk = temporary / name / "c" / "0" / "0"
-            chunk.parent.mkdir(parents=True)
-            write_synced(chunk, *(part.data.cast("B") for part in parts), chunk_tail(specs[name]))
-            write_synced(temporary / name / "zarr.json", array_metadata(specs[name]))
-            for folder in (chunk.parent, chunk.parent.parent, temporary / name):
-                sync_folder(folder)
-        write_synced(temporary / "zarr.json", group_metadata())
-        sync_folder(temporary)
-        claim_folder(temporary, final)
-    return entry
+    # Of the file that is there: another version of the library may have packed it otherwise.
+    return replace(entry, file=file_promise(shard_file(store, entry.digest).read_bytes()))
+
+
+def _zarr_files(
+    pieces: Mapping[str, Sequence[npt.NDArray[Any]]], specs: Mapping[str, ArraySpec]
+) -> dict[str, list[bytes | memoryview]]:
+    """Return the files of a Zarr group, in parts, by path below it."""
+    files: dict[str, list[bytes | memoryview]] = {}
+    for name, parts in pieces.items():
+        rows = [part.data.cast("B") for part in parts if len(part)]
+        files[f"{name}/c/0/0"] = [*rows, chunk_tail(specs[name])]
+        files[f"{name}/zarr.json"] = [array_metadata(specs[name])]
+    return {**files, "zarr.json": [group_metadata()]}
 
 
 def list_versions(store: Path) -> list[str]:
@@ -103,7 +132,7 @@ def commit_version(
         CommitConflictError: If another build committed first.
     """
     folder = store / "versions"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # Beyond any folder that is in the way, also one that never became a version. Listed before the
     # newest version is looked up: a commit in between then takes the very number claimed below.
     taken = [int(p.name[1:]) for p in folder.iterdir() if VERSION_NAME.fullmatch(p.name)]
@@ -111,11 +140,10 @@ def commit_version(
     if newest != after:
         raise _conflict(store, newest, after)
     version = f"v{max(taken, default=0) + 1:04d}"
+    sync_store(store)
+    contents = {**files, "dataset.json": manifest.to_bytes()}
     with temporary_folder(folder) as temporary:
-        for name, content in files.items():
-            write_synced(temporary / name, content)
-        write_synced(temporary / "dataset.json", manifest.to_bytes())
-        sync_folder(temporary)
+        write_files(temporary, {name: [content] for name, content in contents.items()})
         if not claim_folder(temporary, folder / version):
             raise _conflict(store, version, after)
     replace_file(store / "latest.json", f'{{"version": "{version}"}}\n'.encode())

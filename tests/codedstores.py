@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from stores import coded_values
+from stores import FORECAST, StoreShape, coded_values
 
 from pipeline.codes import CATEGORIES, check_statics, encode_columns, fit_codes
 from pipeline.spec import DatasetSpec
@@ -19,7 +19,6 @@ from shards import Store, WindowSpec
 from shards.identity import trial_digest
 from shards.manifest import Channel, EncodedInput, TargetSchema
 from shards.version import QUARANTINE_SCHEMA, VersionDraft, publish_version
-from shards.writer import write_shard
 
 Words = Sequence[str | None]
 
@@ -66,26 +65,27 @@ def text_store(
     n_shards: int = 1,
     windows: WindowSpec | None = None,
     target: TargetSchema | None = None,
+    layout: str = "rows",
+    container: str = "zarr",
 ) -> Store:
     """Write a store whose trial i has the id `t000i`."""
     rows, entries = [], []
+    target, windows = target or FORECAST, windows or WindowSpec(length=4, stride=2, steps=1)
+    channels = [f"c{j}" for j in range(_n_channels(trials))]
+    shape = StoreShape(layout, container, windows, channels, target, tuple(spec.categorical))
     for shard in range(min(n_shards, len(trials))):
         members = range(shard, len(trials), n_shards)
         made = [_prepare(i, trials[i], spec) for i in members]
-        arrays = {name: [part[name] for part, _ in made] for name in made[0][0]}
-        entry = write_shard(path, arrays, len(made))
+        entry, places = shape.write(path, [part for part, _ in made])
         entries.append(entry)
-        start = 0
-        for part, row in made:
-            rows.append(row | {"shard": entry.digest, "row_start": start})
-            start += len(part["values"])
+        rows += [row | place for (_, row), place in zip(made, places, strict=True)]
     table = _table(sorted(rows, key=lambda row: row["id"]), trials)
     names = tuple(dict.fromkeys(["train", *(trial.split for trial in trials)]))
     draft = VersionDraft(
         name="texts",
-        channels=tuple(Channel(f"c{j}") for j in range(_n_channels(trials))),
-        target=target or TargetSchema("forecast", ("c0",)),
-        windows=windows or WindowSpec(length=4, stride=2, steps=1),
+        channels=tuple(Channel(name) for name in channels),
+        target=target,
+        windows=windows,
         splits=names,
         observed=False,
         normalization={"method": "none", "scope": "none", "lookahead": []},
@@ -100,6 +100,8 @@ def text_store(
         },
         codes=tuple(EncodedInput(*entry) for entry in spec.categorical.items()),
         statics=tuple(EncodedInput(*entry) for entry in spec.static.items()),
+        layout=layout,
+        container=container,
     )
     return Store(path, publish_version(path, draft, after=None))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from shards import Store, WindowSpec
+from shards.cutting import Cut, cut_windows, stored_digest
 from shards.identity import trial_digest
-from shards.manifest import Channel, TargetSchema
+from shards.manifest import Channel, ShardEntry, TargetSchema
 from shards.version import QUARANTINE_SCHEMA, VersionDraft, publish_version
 from shards.writer import write_shard
 
@@ -22,6 +23,61 @@ def coded_values(trial: int, n_rows: int, n_channels: int) -> np.ndarray[Any, An
     """Return rows that name themselves: value = trial * 10,000 + row + channel / 16."""
     rows = np.arange(n_rows)[:, None] + np.arange(n_channels)[None, :] / 16
     return (trial * 10_000 + rows).astype(np.float32)
+
+
+SHAPES = tuple((layout, c) for layout in ("rows", "windows") for c in ("zarr", "parquet"))
+
+
+class StoreShape:
+    """Writes trials as shards of one layout and container.
+
+    Args:
+        layout: `rows` or `windows`.
+        container: `zarr` or `parquet`.
+        windows: Of the data set.
+        channels: Names.
+        target: Of the data set.
+        codes: Names of the categorical columns.
+    """
+
+    def __init__(
+        self,
+        layout: str,
+        container: str,
+        windows: WindowSpec,
+        channels: Sequence[str],
+        target: TargetSchema,
+        codes: Sequence[str] = (),
+    ) -> None:
+        ahead = target.columns if target.kind == "forecast" else ()
+        cut = Cut(windows, tuple(list(channels).index(name) for name in ahead))
+        self.cut = cut if layout == "windows" else None
+        self.container = container
+        named = {"values": channels, "targets": target.columns, "codes": codes}
+        self.columns = {name: listed for name, listed in named.items() if listed}
+
+    def write(
+        self, path: Path, trials: Sequence[Mapping[str, Any]]
+    ) -> tuple[ShardEntry, list[dict[str, Any]]]:
+        """Write one shard; return its entry, and what the index says of where each trial is."""
+        stored = [dict(arrays) for arrays in trials]
+        if self.cut is not None:
+            n_rows = [np.array([len(arrays["values"])]) for arrays in trials]
+            pairs = zip(trials, n_rows, strict=True)
+            stored = [cut_windows(arrays, n, self.cut) for arrays, n in pairs]
+        pieces = {name: [part[name] for part in stored] for name in stored[0]}
+        if not any(len(part) for part in pieces["values"]):
+            pieces = {n: [np.zeros((1, p[0].shape[1]), p[0].dtype)] for n, p in pieces.items()}
+        entry = write_shard(
+            path, pieces, len(trials), container=self.container, columns=self.columns
+        )
+        places, start = [], 0
+        for part in stored:
+            n_stored = len(part["values"])
+            place = {"shard": entry.digest, "row_start": start if n_stored else 0}
+            places.append(place if self.cut is None else place | {"stored": stored_digest(part)})
+            start += n_stored
+        return entry, places
 
 
 def make_store(
@@ -39,6 +95,8 @@ def make_store(
     scale: tuple[float, float] | None = None,
     normalize: dict[str, Any] | None = None,
     after: str | None = None,
+    layout: str = "rows",
+    container: str = "zarr",
 ) -> Store:
     """Write a store whose trial i (id `t000i`) holds `coded_values(i, ...)`.
 
@@ -56,7 +114,12 @@ def make_store(
         scale: (offset, scale) of every channel with scope train, else scope none.
         normalize: That part of `fit.json`, where it says anything else.
         after: Version that this one follows.
+        layout: `rows` or `windows`.
+        container: `zarr` or `parquet`.
     """
+    windows = windows or WindowSpec(length=4, stride=2, steps=1)
+    names = [f"c{j}" for j in range(n_channels)]
+    shape = StoreShape(layout, container, windows, names, target)
     splits = list(splits or ["train"] * len(lengths))
     n_targets = len(target.columns) if target.kind == "per_step" else 0
     entries, rows = [], []
@@ -65,11 +128,9 @@ def make_store(
         if not members:
             continue
         parts = [_trial_arrays(i, lengths[i], n_channels, n_targets, missing) for i in members]
-        arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        entry = write_shard(path, arrays, len(members))
+        entry, places = shape.write(path, parts)
         entries.append(entry)
-        start = 0
-        for i, part in zip(members, parts, strict=True):
+        for i, part, place in zip(members, parts, places, strict=True):
             label = None if labels is None else float(labels[i])
             name = f"t{i:04d}"
             rows.append(
@@ -78,12 +139,11 @@ def make_store(
                         name, part, _named(label, target),
                         weight=1.0 if weights is None else float(weights[i]),
                     ), "n_rows": lengths[i],
-                    "source": f"{name}.csv", "shard": entry.digest, "row_start": start,
+                    "source": f"{name}.csv", **place,
                     "split": splits[i], "weight": 1.0 if weights is None else float(weights[i]),
                     "label": label,
                 }
             )  # fmt: skip
-            start += lengths[i]
     trials = pa.Table.from_pylist(rows)
     if labels is None:
         trials = trials.set_column(
@@ -97,13 +157,12 @@ def make_store(
         }  # fmt: skip
     fit["normalize"] = normalize or fit["normalize"]
     said = {key: fit["normalize"].get(key) for key in ("method", "scope", "channels")}
-    names = list(dict.fromkeys(["train", *splits]))
     draft = VersionDraft(
         name="coded",
-        channels=tuple(Channel(f"c{j}") for j in range(n_channels)),
+        channels=tuple(Channel(name) for name in names),
         target=target,
-        windows=windows or WindowSpec(length=4, stride=2, steps=1),
-        splits=tuple(names),
+        windows=windows,
+        splits=tuple(dict.fromkeys(["train", *splits])),
         observed=missing,
         normalization={
             **{key: part for key, part in said.items() if part is not None},
@@ -115,6 +174,8 @@ def make_store(
         shards=tuple(entries),
         quarantine=QUARANTINE_SCHEMA.empty_table(),
         fit=fit,
+        layout=layout,
+        container=container,
     )
     return Store(path, publish_version(path, draft, after=after))
 

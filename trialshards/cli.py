@@ -1,20 +1,23 @@
-"""`trialshards build | inspect | verify | train | evaluate`.
+"""`trialshards build | inspect | verify | train | evaluate`, and those of `store_commands`.
 
 Rooms are imported inside the commands: `trialshards --help` must not wait for torch.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from shards.errors import TrialShardsError
+from trialshards.interchange_commands import export_command, import_command
+from trialshards.patch_commands import add, patch
+from trialshards.sentences import plain_errors as _plain_errors
+from trialshards.store_commands import compact, diff, gc, tag, tombstone, versions
 
 if TYPE_CHECKING:
     from training import TrainConfig
@@ -23,24 +26,13 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Show our own errors as sentences; anything else is a bug and keeps its traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except TrialShardsError as error:
-            raise click.ClickException(str(error)) from error
-
-    return run
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="trialshards")
 @click.option("--verbose", is_flag=True, help="Log what happens to standard error.")
 def main(verbose: bool) -> None:
     """Thousands of trial files in, exact training batches out."""
+    # Pydantic would look for plugins in the metadata of every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
 
@@ -49,16 +41,23 @@ def main(verbose: bool) -> None:
 @click.argument("spec", type=FILE)
 @click.option("--store", type=FOLDER, required=True, help="Where the store is or shall be.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; default: one per processor.")
+@click.option("--refit", is_flag=True, help="Fit quartiles, regimes and vocabularies anew.")
+@click.option("--fit", type=FILE, help="Normalize and encode by this fit.json; fit nothing.")
 @_plain_errors
-def build(spec: Path, store: Path, workers: int | None) -> None:
-    """Build the data set that SPEC (dataset.yaml) describes, as the store's next version."""
+def build(spec: Path, store: Path, workers: int | None, refit: bool, fit: Path | None) -> None:
+    """Build the data set that SPEC (dataset.yaml) describes, as the store's next version.
+
+    Only files that are new or changed since the last version are read.
+    """
     from pipeline.build import build as build_store
     from trialshards.progress import build_progress
     from trialshards.report import print_build
 
     try:
         with build_progress() as on_progress:
-            report = build_store(spec, store, on_progress=on_progress, n_workers=workers)
+            report = build_store(
+                spec, store, on_progress=on_progress, n_workers=workers, refit=refit, fit=fit
+            )
     except KeyboardInterrupt:
         click.echo("Interrupted; nothing is half-written. Run it again to go on.", err=True)
         raise SystemExit(130) from None
@@ -67,7 +66,7 @@ def build(spec: Path, store: Path, workers: int | None) -> None:
 
 @main.command()
 @click.argument("store", type=FOLDER)
-@click.option("--version", help="A version such as v0003; default: the newest.")
+@click.option("--version", help="A version such as v0003, or a tag; default: the newest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @_plain_errors
 def inspect(store: Path, version: str | None, as_json: bool) -> None:
@@ -84,15 +83,16 @@ def inspect(store: Path, version: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("store", type=FOLDER)
-@click.option("--version", help="A version such as v0003; default: the newest.")
+@click.option("--version", help="A version such as v0003, or a tag; default: the newest.")
+@click.option("--sources", type=FOLDER, help="Read the source files below it again, too.")
 @_plain_errors
-def verify(store: Path, version: str | None) -> None:
+def verify(store: Path, version: str | None, sources: Path | None) -> None:
     """Check every byte of a store; exit 1 and name shard and trials if one is wrong."""
     from shards.verify import verify_store
     from trialshards.progress import shard_progress
 
     with shard_progress() as on_shard:
-        problems = verify_store(store, version, on_shard=on_shard)
+        problems = verify_store(store, version, sources=sources, on_shard=on_shard)
     for problem in problems:
         click.echo(str(problem), err=True)
     if problems:
@@ -176,6 +176,12 @@ def evaluate(config: Path, seed: int | None, out: Path | None, as_json: bool) ->
         click.echo(json.dumps(evaluation.as_dict(), indent=2))
     else:
         print_evaluation(loaded, evaluation)
+
+
+for _command in (add, patch, tag, versions, diff, gc, tombstone, compact):
+    main.add_command(_command)
+main.add_command(export_command)
+main.add_command(import_command)
 
 
 if __name__ == "__main__":

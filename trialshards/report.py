@@ -89,7 +89,9 @@ def print_store(store: Store) -> None:
     )
     console.print(_split_table(about["splits"]))
     _print_lookahead(console, about["normalization"].get("lookahead", []))
-    _print_quarantine(console, pq.read_table(store.folder / "quarantine.parquet").to_pylist())
+    # Not pq.read_table, which imports pyarrow.dataset, and so pandas where that is installed.
+    with pq.ParquetFile(store.folder / "quarantine.parquet") as quarantine:
+        _print_quarantine(console, quarantine.read().to_pylist())
 
 
 def print_build(report: BuildReport) -> None:
@@ -101,9 +103,9 @@ def print_build(report: BuildReport) -> None:
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
     said = "published" if report.published else "unchanged, nothing published:"
-    rate = report.counts["source_bytes"] / 1e6 / max(report.seconds, 1e-9)
+    done = f"{report.n_read:,} of {report.counts['files']:,} files read"
     console.print(
-        f"{said} {report.version} in {report.seconds:.1f} s ({rate:,.0f} MB/s of source)",
+        f"{said} {report.version} in {report.seconds:.1f} s ({done})",
         highlight=False,
         soft_wrap=True,
     )

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from pipeline.commit import commit_version
+from pipeline.commit import Work, commit_version
 from pipeline.ledger import listing_digest
 from pipeline.orchestration import metadata
 from pipeline.orchestration.buckets import build_partitions
 from pipeline.orchestration.checks import DRAFT_CHECKS, check_result
 from pipeline.orchestration.room import Room, pipeline_code_version, training_code_version
 from pipeline.orchestration.subprocesses import run_command
+from shards.leases import building
 from shards.reader import Store
 
 
@@ -36,7 +37,7 @@ def catalog_asset(room: Room) -> dg.AssetsDefinition:
     )
     def catalog(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         found = room.space.scan()
-        changes = room.space.changes(found)
+        changes = room.space.delta(found, room.space.base()).changes
         context.log.info("%s files: %s since the last version", f"{found.n_files:,}", changes)
         return dg.MaterializeResult(
             metadata=metadata.of_catalog(found, changes),
@@ -56,7 +57,7 @@ def trial_shards_asset(room: Room) -> dg.AssetsDefinition:
         description=(
             "Cleaned and normalized trials as immutable, memory-mapped Zarr shards. A partition "
             "is a bucket: the files whose path hashes to it. A file that cannot be read is "
-            "quarantined with line and advice; a bucket whose files did not change is reused."
+            "quarantined with line and advice; only new and changed files are read."
         ),
         code_version=pipeline_code_version(),
         deps=[room.key("catalog")],
@@ -68,7 +69,7 @@ def trial_shards_asset(room: Room) -> dg.AssetsDefinition:
         built = build_partitions(context, room)
         return dg.MaterializeResult(
             metadata=metadata.of_buckets(built),
-            data_version=dg.DataVersion(metadata.digest_of(built)),
+            data_version=dg.DataVersion(metadata.digest_of(room, built)),
         )
 
     return trial_shards
@@ -94,8 +95,11 @@ def training_set_asset(room: Room) -> dg.AssetsDefinition:
     def training_set(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-        after, found = room.newest_version(), room.space.catalog()
-        commit = commit_version(room.space, found, room.space.staged_buckets(found), after=after)
+        space = room.space
+        with building(space.store):
+            after, base = room.newest_version(), space.base()
+            delta = space.delta(space.catalog(), base)
+            commit = commit_version(space, Work(delta, space.staged_buckets(delta), base, after))
         yield from (check_result(finding, room.key("training_set")) for finding in commit.findings)
         if commit.version is None:
             raise dg.Failure(metadata.failed_findings(commit.findings), allow_retries=False)

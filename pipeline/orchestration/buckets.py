@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import dagster as dg
 
 from pipeline.catalog import Catalog
+from pipeline.delta import Delta
 from pipeline.orchestration import metadata
 from pipeline.orchestration.room import Room
-from pipeline.workspace import bucket_number
+from pipeline.workspace import bucket_number, files_of
 from shards.errors import TrialShardsError
+from shards.leases import building
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -25,12 +27,14 @@ def build_partitions(context: dg.AssetExecutionContext, room: Room) -> list[meta
     except TrialShardsError as error:  # trying again would change nothing
         raise dg.Failure(str(error), allow_retries=False) from error
     built, failed = [], {}
-    for key in partition_keys(context, room):
-        try:
-            built.append(_build(context, room, catalog, key))
-        except Exception as error:
-            context.log.exception("bucket %s failed", key)
-            failed[key] = f"{type(error).__name__}: {error}"
+    with building(room.space.store):
+        delta = room.space.delta(catalog, room.space.base())
+        for key in partition_keys(context, room):
+            try:
+                built.append(_build(context, room, catalog, delta, key))
+            except Exception as error:
+                context.log.exception("bucket %s failed", key)
+                failed[key] = f"{type(error).__name__}: {error}"
     _report(context, room, built, whole=not failed)
     if failed:
         raise dg.Failure(
@@ -49,10 +53,10 @@ def partition_keys(context: dg.AssetExecutionContext, room: Room) -> list[str]:
 
 
 def _build(
-    context: dg.AssetExecutionContext, room: Room, catalog: Catalog, key: str
+    context: dg.AssetExecutionContext, room: Room, catalog: Catalog, delta: Delta, key: str
 ) -> metadata.BuiltBucket:
     bucket = bucket_number(key)
-    n_files, n_bytes = metadata.size_of(catalog, bucket)
+    files = delta.files_of(bucket)
     began = said = time.perf_counter()
     done = 0
 
@@ -62,11 +66,17 @@ def _build(
         if time.perf_counter() - said > LOG_EVERY_SECONDS:
             said = time.perf_counter()
             rate = done / (said - began)
-            context.log.info("%s: %s of %s files, %.0f/s", key, done, n_files, rate)
+            context.log.info("%s: %s of %s files, %.0f/s", key, done, len(files), rate)
 
-    result = room.space.build_bucket(catalog, bucket, on_files=on_files)
-    seconds = time.perf_counter() - began
-    built = metadata.BuiltBucket(key, result, n_files, n_bytes, seconds)
+    result = room.space.build_bucket(delta, bucket, on_files=on_files)
+    built = metadata.BuiltBucket(
+        key=key,
+        result=result,
+        all_files=tuple(files_of(catalog, bucket)),
+        n_read=len(files),
+        bytes_read=sum(file.size_bytes for file in files),
+        seconds=time.perf_counter() - began,
+    )
     context.log.info("%s", built)
     return built
 
@@ -86,7 +96,7 @@ def _report(
                 room.key("trial_shards"),
                 partition=bucket.key,
                 metadata=metadata.of_bucket(bucket),
-                tags={"dagster/data_version": metadata.digest_of([bucket])},
+                tags={"dagster/data_version": metadata.digest_of(room, [bucket])},
             )
             context.log_event(event)
         else:

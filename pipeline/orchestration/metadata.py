@@ -15,12 +15,11 @@ from pipeline.audit import Finding
 from pipeline.catalog import Catalog
 from pipeline.causal import describe_lookahead
 from pipeline.commit import Commit
-from pipeline.ledger import Changes
+from pipeline.delta import Changes
 from pipeline.orchestration.inline import picture
 from pipeline.orchestration.room import Room
 from pipeline.staging import BucketResult
-from pipeline.trials import Refusal
-from pipeline.workspace import files_of
+from pipeline.trials import Refusal, SourceFile
 from shards.reader import Store
 
 SHOWN_REFUSALS = 50
@@ -37,31 +36,38 @@ class BuiltBucket:
 
     Attributes:
         key: Partition key.
-        result: What was staged.
-        n_files: Candidates in the catalog.
-        source_bytes: Their bytes.
+        result: What came of the files that were read.
+        all_files: Candidates in the catalog.
+        n_read: Those of them that the last version does not hold as they are.
+        bytes_read: Their bytes.
         seconds: Wall time.
     """
 
     key: str
     result: BucketResult
-    n_files: int
-    source_bytes: int
+    all_files: tuple[SourceFile, ...]
+    n_read: int
+    bytes_read: int
     seconds: float
+
+    @property
+    def n_files(self) -> int:
+        """Candidates in the catalog."""
+        return len(self.all_files)
+
+    @property
+    def is_reused(self) -> bool:
+        """Whether no file was read."""
+        return self.n_read == 0 or self.result.reused
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        how = "reused" if self.result.reused else f"{self.source_bytes / 1e6:,.1f} MB read"
+        how = "reused" if self.result.reused else f"{self.bytes_read / 1e6:,.1f} MB read"
         return (
-            f"{self.key}: {self.n_files:,} files = {self.result.n_trials:,} trials + "
+            f"{self.key}: {self.n_files:,} files, {self.n_files - self.n_read:,} as in the last "
+            f"version; {self.n_read:,} = {self.result.n_trials:,} trials + "
             f"{len(self.result.refusals):,} quarantined, {how} in {self.seconds:.1f} s"
         )
-
-
-def size_of(catalog: Catalog, bucket: int) -> tuple[int, int]:
-    """Return files and bytes of a bucket."""
-    files = files_of(catalog, bucket)
-    return len(files), sum(file.size_bytes for file in files)
 
 
 def of_catalog(catalog: Catalog, changes: Changes) -> Metadata:
@@ -87,19 +93,20 @@ def of_catalog(catalog: Catalog, changes: Changes) -> Metadata:
 
 
 def of_bucket(built: BuiltBucket) -> Metadata:
-    """Describe one partition."""
+    """Describe one partition: what of it was read, and what came of that."""
     result = built.result
     return {
         "dagster/row_count": result.n_rows,
         "files": built.n_files,
+        "files_read": built.n_read,
         "trials": result.n_trials,
         "quarantined": len(result.refusals),
         "shards": len(result.shards),
         "shard_bytes": result.n_bytes,
-        "source_bytes": built.source_bytes,
-        "reused": result.reused,
+        "source_bytes": sum(file.size_bytes for file in built.all_files),
+        "reused": built.is_reused,
         "seconds": round(built.seconds, 3),
-        **({} if result.reused else _rates(built)),
+        **({} if built.is_reused else _rates(built)),
         **_quarantine(result.refusals),
     }
 
@@ -111,8 +118,9 @@ def of_buckets(built: Sequence[BuiltBucket]) -> Metadata:
     results = [bucket.result for bucket in built]
     return {
         "run_buckets": len(built),
-        "run_buckets_reused": sum(result.reused for result in results),
+        "run_buckets_reused": sum(bucket.is_reused for bucket in built),
         "run_files": sum(bucket.n_files for bucket in built),
+        "run_files_read": sum(bucket.n_read for bucket in built),
         "run_trials": sum(result.n_trials for result in results),
         "run_rows": sum(result.n_rows for result in results),
         "run_quarantined": sum(len(result.refusals) for result in results),
@@ -120,10 +128,14 @@ def of_buckets(built: Sequence[BuiltBucket]) -> Metadata:
     }
 
 
-def digest_of(built: Sequence[BuiltBucket]) -> str:
-    """Return the data version of what a run built: it follows from its shards."""
-    shards = sorted(shard.digest for bucket in built for shard in bucket.result.shards)
-    return hashlib.sha256("".join(shards).encode()).hexdigest()[:32]
+def digest_of(room: Room, built: Sequence[BuiltBucket]) -> str:
+    """Return the data version of partitions: it follows from their files and what becomes of them.
+
+    Not from shards, which also depend on which of the files were read together.
+    """
+    seen = [(f.path, f.size_bytes, f.mtime_ns) for bucket in built for f in bucket.all_files]
+    text = json.dumps([room.space.plan, sorted(seen)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
@@ -200,7 +212,7 @@ def _rounded(row: Mapping[str, Any]) -> Metadata:
 
 def _rates(built: BuiltBucket) -> Metadata:
     seconds = max(built.seconds, 1e-9)
-    rates = {"files_per_s": built.n_files, "mb_per_s": built.source_bytes / 1e6}
+    rates = {"files_per_s": built.n_read, "mb_per_s": built.bytes_read / 1e6}
     return {name: round(amount / seconds, 2) for name, amount in rates.items()}
 
 

@@ -100,8 +100,8 @@ def _remembered(room: Room, cursor: str | None) -> Watch:
             return Watch.from_text(cursor)
     except ValueError as error:
         log.warning("starting from the last commit: %s", error)
-    committed = room.space.committed_catalog()
-    return Watch(listing_digest(committed) if committed else "")
+    base = room.space.base()
+    return Watch(base.listing if base is not None and base.reusable else "")
 
 
 def build_triggers(

@@ -58,8 +58,14 @@ class WindowsSpec(Model):
 
 
 class ShardsSpec(Model):
-    """How trials are packed into files."""
+    """What shards hold, and how trials are packed into files."""
 
+    layout: Literal["rows", "windows"] = "rows"
+    """rows: windows are arithmetic, of any length and stride. windows: the windows themselves, for
+    readers that know no arithmetic; larger by length / stride, and fixed at these parameters."""
+    format: Literal["zarr", "parquet"] = "zarr"
+    """zarr: raw bytes that are mapped as they are. parquet: smaller, and decoded once into a cache
+    beside the reader."""
     target_bytes: SizeBytes = 128 * 2**20
     """Large enough that files are few, small enough that rewriting one is cheap."""
     buckets: Literal["auto"] | PositiveInt = "auto"

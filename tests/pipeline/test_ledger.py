@@ -1,4 +1,4 @@
-"""A catalog survives the disk, and two catalogs are told apart path by path."""
+"""A catalog survives the disk, and a listing has a digest of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from pipeline.catalog import Catalog
 from pipeline.ledger import (
     CatalogNotFoundError,
-    compare_catalogs,
     listing_digest,
     load_catalog,
     save_catalog,
@@ -101,90 +100,24 @@ def test_saving_leaves_nothing_beside_the_file(tmp_path: Path):
     assert load_catalog(tmp_path / "c", ROOT).n_buckets == 2
 
 
-# --- comparison -----------------------------------------------------------------------------------
-
-
-@settings(max_examples=40)
-@given(catalogs(FEW), catalogs(FEW))
-def test_every_path_is_new_changed_gone_or_the_same(before: Catalog, now: Catalog):
-    changes = compare_catalogs(before, now)
-    old, new = paths_of(before), paths_of(now)
-    named = [*changes.new, *changes.changed, *changes.gone]
-    assert len(named) == len(set(named))
-    assert set(changes.new) == new - old
-    assert set(changes.gone) == old - new
-    assert set(changes.changed) <= old & new
-    assert len(named) + changes.n_same == len(old | new)
-    assert all(list(part) == sorted(part) for part in (changes.new, changes.changed, changes.gone))
-    assert bool(changes) == bool(named)
-
-
-@settings(max_examples=25)
-@given(catalogs(FEW), catalogs(FEW))
-def test_swapping_two_catalogs_swaps_new_and_gone(before: Catalog, now: Catalog):
-    forth, back = compare_catalogs(before, now), compare_catalogs(now, before)
-    assert (back.new, back.gone) == (forth.gone, forth.new)
-    assert (back.changed, back.n_same) == (forth.changed, forth.n_same)
-
-
-@settings(max_examples=25)
-@given(catalogs(FEW))
-def test_against_itself_nothing_and_against_none_everything_is_new(catalog: Catalog):
-    same = compare_catalogs(catalog, catalog)
-    assert not same
-    assert same.n_same == len(paths_of(catalog))
-    first = compare_catalogs(None, catalog)
-    assert set(first.new) == paths_of(catalog)
-    assert not first.changed
-    assert not first.gone
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"size_bytes": 2},
-        {"mtime_ns": 2},
-        {"trial_id": "other"},
-        {"attributes": {"s": "2"}},
-        {"attributes": {}},
-    ],
-    ids=str,
-)
-def test_each_thing_known_of_a_file_makes_it_changed(change: dict[str, object]):
-    file = SourceFile("a.csv", 1, 1, "a", {"s": "1"})
-    before = Catalog(ROOT, (file,), (), {}, 1)
-    now = Catalog(ROOT, (dataclasses.replace(file, **change),), (), {}, 1)
-    assert compare_catalogs(before, now).changed == ("a.csv",)
-    assert listing_digest(before) != listing_digest(now)
-
-
-def test_a_change_of_the_bucket_count_alone_is_no_change_of_files():
-    file = SourceFile("a.csv", 1, 1, "a")
-    before = Catalog(ROOT, (file,), (), {}, 1)
-    now = Catalog(ROOT, (dataclasses.replace(file, bucket=1),), (), {}, 2)
-    assert not compare_catalogs(before, now)
-    assert listing_digest(before) == listing_digest(now)
-
-
-def test_a_file_that_became_unreadable_is_changed():
-    before = Catalog(ROOT, (SourceFile("a.csv", 1, 1, "a"),), (), {}, 1)
-    now = Catalog(ROOT, (), (Refusal("a.csv", "catalog", "unreadable", "no"),), {}, 1)
-    assert compare_catalogs(before, now).changed == ("a.csv",)
-
-
-def test_changes_read_like_a_sentence():
-    now = Catalog(ROOT, (SourceFile("a.csv", 1, 1, "a"),), (), {}, 1)
-    assert str(compare_catalogs(None, now)) == "1 new, 0 changed, 0 gone"
-
-
 # --- digest ---------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40)
 @given(catalogs(FEW), catalogs(FEW))
 def test_the_digest_differs_exactly_if_something_differs(before: Catalog, now: Catalog):
-    differs = bool(compare_catalogs(before, now))
-    assert (listing_digest(before) != listing_digest(now)) == differs
+    assert (listing_digest(before) != listing_digest(now)) == (seen_in(before) != seen_in(now))
+
+
+def seen_in(catalog: Catalog) -> object:
+    """What a listing says: which files, as large and as old as they are, and which are refused."""
+    files = {(f.path, f.size_bytes, f.mtime_ns) for f in catalog.files}
+    return files, {(r.source, r.code, r.size_bytes) for r in catalog.refusals}
+
+
+def test_another_table_is_another_listing():
+    one, other = (Catalog(ROOT, (), (), {}, 1, tables=digest) for digest in ("a", "b"))
+    assert listing_digest(one) != listing_digest(other)
 
 
 @settings(max_examples=25)
@@ -202,31 +135,6 @@ def test_the_digest_does_not_depend_on_the_order(catalog: Catalog, random):
 def test_the_digest_survives_the_disk(tmp_path: Path, catalog: Catalog):
     save_catalog(tmp_path / "c", catalog)
     assert listing_digest(load_catalog(tmp_path / "c", ROOT)) == listing_digest(catalog)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        pytest.param(
-            SourceFile("a", 1, 1, "t", {"s": "1,u=2"}),
-            SourceFile("a", 1, 1, "t", {"s": "1", "u": "2"}),
-            id="attributes",
-        ),
-        pytest.param(
-            SourceFile("a", 1, 1, "b|c"),
-            SourceFile("a|b", 1, 1, "c"),
-            id="bar in path and id",
-        ),
-        pytest.param(
-            SourceFile("a", 1, 1, "t", {"s": "x|1"}),
-            SourceFile("a", 1, 1, "t|s=x", {}),
-            id="bar in an attribute",
-        ),
-    ],
-)
-def test_different_files_have_different_keys(one: SourceFile, other: SourceFile):
-    assert one.key != other.key
-    assert one.identity != other.identity
 
 
 # --- absent and damaged ---------------------------------------------------------------------------

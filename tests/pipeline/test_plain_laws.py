@@ -36,8 +36,15 @@ def folders(draw: st.DrawFn) -> list[str]:
         values += rng.choice([0.0, 1e8], 4)
         values[:, rng.random(4) < 0.2] = rng.choice([0.0, -0.0, 5.5])
         share = draw(st.sampled_from([0.0, 0.0, 0.3, 0.9, 1.0]))
+        clock = np.arange(n_rows) * draw(st.sampled_from([1, 0.1, 0.25])) + rng.choice([0.0, -7.5])
+        if draw(st.booleans()):
+            clock += rng.random(n_rows) * 0.05
         rows = [
-            [str(row), *("" if rng.random() < share else repr(v) for v in line[:3]), repr(line[3])]
+            [
+                repr(float(clock[row])),
+                *("" if rng.random() < share else repr(v) for v in line[:3]),
+                repr(line[3]),
+            ]
             for row, line in enumerate(values.tolist())
         ]
         fault = draw(st.sampled_from([None, None, None, *FAULTS, "time"]))
@@ -112,7 +119,8 @@ def described(batch: FinishedBatch) -> tuple[object, ...]:
     arrays = {n: (a.dtype.str, a.shape, a.tobytes()) for n, a in batch.arrays.items()}
     rows = None if batch.rows is None else (batch.rows.schema, repr(batch.rows.to_pylist()))
     refusals = sorted(map(repr, batch.refusals))
-    return arrays, batch.n_rows.tolist(), rows, refusals
+    times = None if batch.time is None else (batch.time.dtype.str, batch.time.tobytes())
+    return arrays, batch.n_rows.tolist(), rows, refusals, times
 
 
 @settings(max_examples=100, deadline=None)

@@ -16,6 +16,7 @@ from trialfolders import write_spec, write_trial, write_trials
 
 from pipeline import buckets as buckets_module
 from pipeline import staging as staging_module
+from pipeline.delta import Delta
 from pipeline.filetable import files_to_table
 from pipeline.staging import (
     KEPT_SECONDS,
@@ -57,9 +58,7 @@ def mended_lists(draw: st.DrawFn) -> tuple[list[SourceFile], list[SourceFile]]:
     asked = draw(file_lists())
     sizes, times = st.integers(0, 9), st.integers(-9, 9)
     read = [
-        dataclasses.replace(file, size_bytes=draw(sizes), mtime_ns=draw(times))
-        if draw(st.booleans())
-        else file
+        file._replace(size_bytes=draw(sizes), mtime_ns=draw(times)) if draw(st.booleans()) else file
         for file in asked
     ]
     return asked, read
@@ -84,16 +83,14 @@ def test_exactly_looks_at_what_was_read_not_at_what_was_asked(lists):
 
 
 @given(mended_lists(), st.data())
-def test_covers_means_every_file_and_none_else_each_as_it_was_asked_or_read(lists, data):
+def test_select_gives_what_came_of_files_that_were_asked_for_or_read_as_they_are(lists, data):
     """Any third state of a file, before or after, of another size or time, is not in it."""
     asked, read = lists
     held, right, wanted = staged(read, asked=asked), True, []
     for known, now in zip(asked, read, strict=True):
         size, time_ns = data.draw(st.sampled_from([(0, 0), (0, 0), (0, 99), (99, 0), (0, -99)]))
         base = data.draw(st.sampled_from([known, now]))
-        third = dataclasses.replace(
-            base, size_bytes=base.size_bytes + size, mtime_ns=base.mtime_ns + time_ns
-        )
+        third = base._replace(size_bytes=base.size_bytes + size, mtime_ns=base.mtime_ns + time_ns)
         wanted.append(third)
         right &= size == time_ns == 0
     change = data.draw(st.sampled_from(["none", "none", "more", "fewer", "renamed", "told"]))
@@ -101,24 +98,30 @@ def test_covers_means_every_file_and_none_else_each_as_it_was_asked_or_read(list
         wanted.append(SourceFile("new.csv", 1, 0, "new"))
     elif change != "none" and wanted:
         last = wanted.pop()
+        if change == "fewer":  # what is no more wanted may be as it likes
+            right = all(f in (a, r) for f, a, r in zip(wanted, asked, read, strict=False))
         if change != "fewer":
             other = {"path": "renamed.csv"} if change == "renamed" else {"attributes": {"s": "9"}}
-            wanted.append(dataclasses.replace(last, **other))
+            wanted.append(last._replace(**other))
     elif change != "none":
         change = "none"
-    assert held.covers(wanted) == (right and change == "none")
+    # Of what was read, a part may be wanted: somebody else has published the rest.
+    selected = held.select(wanted)
+    assert (selected is not None) == (right and change in ("none", "fewer"))
+    if selected is not None:
+        assert [file.path for file in selected.files] == [file.path for file in wanted]
 
 
 def test_a_file_dated_before_1970_cannot_stand_for_another_one():
     held, other = SourceFile("a.csv", 1, 5, "a"), SourceFile("b.csv", 1, -10, "b")
-    assert not staged([held]).covers([other])
+    assert staged([held]).select([other]) is None
 
 
 @pytest.mark.parametrize("code", ["unreadable", "changed_while_read"])
 def test_a_refusal_that_may_pass_is_never_reused_but_may_be_committed(code: str):
     files = [SourceFile("a.csv", 1, 1, "a")]
     assert not staged(files, "short_row", code).is_exactly(files)
-    assert staged(files, code).covers(files)
+    assert staged(files, code).select(files) is not None
     assert staged(files, "short_row").is_exactly(files)
 
 
@@ -145,18 +148,23 @@ def built(root: Path, **sections: object) -> tuple[Workspace, Path]:
     space = space_of(root, **sections)
     catalog = space.scan()
     assert catalog.n_buckets == 1
-    space.build_bucket(catalog, 0)
+    space.build_bucket(everything(space), 0)
     return space, space.staging(1) / "0.arrow"
+
+
+def everything(space: Workspace) -> Delta:
+    """All files of the last scan, to be read as in a first build."""
+    return space.delta(space.catalog(), None)
 
 
 def test_a_bucket_with_trials_survives_the_disk(tmp_path: Path):
     write_trials(tmp_path, 5, missing=0.2)
     (tmp_path / "raw" / "bad.csv").write_text("x,y\n1,two\n")
     space, path = built(tmp_path)
-    again = space.build_bucket(space.catalog(), 0)
+    again = space.build_bucket(everything(space), 0)
     assert again.reused
     path.unlink()
-    fresh = space.build_bucket(space.catalog(), 0)
+    fresh = space.build_bucket(everything(space), 0)
     assert not fresh.reused
     assert (fresh.shards, fresh.refusals) == (again.shards, again.refusals)
     assert str(fresh.rows.to_pylist()) == str(again.rows.to_pylist())  # as text NaN equals NaN
@@ -180,14 +188,14 @@ def test_a_damaged_staged_bucket_is_built_again(tmp_path: Path, damage):
     space, path = built(tmp_path)
     good = path.read_bytes()
     path.write_bytes(damage(good))
-    again = space.build_bucket(space.catalog(), 0)
+    again = space.build_bucket(everything(space), 0)
     assert again.n_trials == 3
     assert path.read_bytes() == good
     assert not again.reused
 
 
-WHOLE = {"shards": [], "refusals": [], "empty": True}
-WRONG = {"shards": [{}], "refusals": [{"x": 1}]}
+WHOLE = {"shards": [], "refusals": [], "part": None}
+WRONG = {"shards": [{}], "refusals": [{"x": 1}], "part": {"digest": "0"}}
 ABOUTS: dict[str, bytes | None] = {
     "none": None,
     "null": b"null",
@@ -272,7 +280,7 @@ def test_a_staged_bucket_without_its_shard_is_built_again(tmp_path: Path):
     (shard,) = (tmp_path / "store" / "shards").iterdir()
     shard.rename(tmp_path / "elsewhere")
     assert read_staged(path, space.store) is None
-    assert not space.build_bucket(space.catalog(), 0).reused
+    assert not space.build_bucket(everything(space), 0).reused
     assert shard.is_dir()
 
 
@@ -280,7 +288,7 @@ def test_an_unreadable_file_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     """The refusal goes away although size and time of the file stay the same."""
     write_trials(tmp_path, 3)
     space = space_of(tmp_path)
-    catalog = space.scan()
+    space.scan()
     prepare = buckets_module.prepare_files
 
     def failing(root, files, recipe):
@@ -289,11 +297,11 @@ def test_an_unreadable_file_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
         return dataclasses.replace(done, refusals=(*done.refusals, refused))
 
     monkeypatch.setattr(buckets_module, "prepare_files", failing)
-    assert space.build_bucket(catalog, 0).n_trials == 2
+    assert space.build_bucket(everything(space), 0).n_trials == 2
     monkeypatch.undo()
-    again = space.build_bucket(catalog, 0)
+    again = space.build_bucket(everything(space), 0)
     assert (again.n_trials, again.refusals, again.reused) == (3, (), False)
-    assert space.build_bucket(catalog, 0).reused
+    assert space.build_bucket(everything(space), 0).reused
 
 
 def test_files_are_read_as_they_are_now_and_looked_at_again_only_if_one_changed(
@@ -309,12 +317,12 @@ def test_files_are_read_as_they_are_now_and_looked_at_again_only_if_one_changed(
         return refresh(root, files)
 
     monkeypatch.setattr(buckets_module, "refresh_files", counting)
-    plain = space.build_bucket(catalog, 0)
+    plain = space.build_bucket(everything(space), 0)
     assert (plain.files, again) == (catalog.files, [])
     (tmp_path / catalog.files[2].path).write_text("x,y\n1,2\n3,4\n5,6\n7,8\n")
     (tmp_path / catalog.files[4].path).unlink()
-    space.staged_path(catalog, 0).unlink()
-    mended = space.build_bucket(catalog, 0, n_workers=1)
+    space.staged_path(1, 0).unlink()
+    mended = space.build_bucket(everything(space), 0, n_workers=1)
     assert again == [6]
     assert mended.files == tuple(refresh(tmp_path, catalog.files))
     assert [(r.source, r.code) for r in mended.refusals] == [(catalog.files[4].path, "unreadable")]
@@ -333,7 +341,7 @@ def test_refreshing_reads_size_and_time_anew_and_keeps_what_is_gone(tmp_path: Pa
     ]
     fresh = refresh_files(tmp_path, files)
     info = (tmp_path / "raw" / "a.csv").stat()
-    wanted = dataclasses.replace(files[0], size_bytes=info.st_size, mtime_ns=info.st_mtime_ns)
+    wanted = files[0]._replace(size_bytes=info.st_size, mtime_ns=info.st_mtime_ns)
     assert fresh == [wanted, files[1]]
 
 
@@ -358,7 +366,7 @@ def test_other_plans_go_after_a_day_and_the_own_one_never(
 ):
     own = make_plan(tmp_path, "own", 10 * KEPT_SECONDS)
     other = make_plan(tmp_path, "other", age_s, n_files)
-    remove_old_staging(own)
+    remove_old_staging(tmp_path, "own")
     assert own.is_dir()
     assert other.is_dir() == (age_s < KEPT_SECONDS)
 
@@ -368,14 +376,14 @@ def test_catalogs_of_other_sources_go_after_a_day_and_the_kept_ones_never(tmp_pa
     for name, age_s in ages.items():
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (time.time() - age_s,) * 2)
-    remove_old_staging(tmp_path / "own", tmp_path / "mine", tmp_path / "never written")
+    remove_old_staging(tmp_path, "own", tmp_path / "mine", tmp_path / "never written")
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "new"}
 
 
 def test_one_fresh_bucket_keeps_its_plan(tmp_path: Path):
     other = make_plan(tmp_path, "other", 2 * KEPT_SECONDS, 3)
     os.utime(other / "1.parquet")
-    remove_old_staging(tmp_path / "own")
+    remove_old_staging(tmp_path, "own")
     assert len(list(other.iterdir())) == 3
 
 
@@ -383,7 +391,7 @@ def test_a_file_that_vanishes_meanwhile_does_no_harm(tmp_path: Path):
     """Another build renames its temporary file between the listing and the look at it."""
     other = make_plan(tmp_path, "other", 0)
     (other / ".tmp-1-abc").symlink_to(other / "renamed-already")
-    remove_old_staging(tmp_path / "own")
+    remove_old_staging(tmp_path, "own")
 
 
 def test_kept_for_a_day():

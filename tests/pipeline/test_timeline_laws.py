@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline.sections import ResampleSpec, TimeSpec
 from pipeline.timeline import arrange_rows, calendar_part, parse_time, since_observed
 from pipeline.trials import RefusedError
+from shards.clock import regular_step
 
 Values = npt.NDArray[np.float64]
 NAN = math.nan
@@ -328,6 +329,19 @@ def test_a_gap_decides_on_rows_but_never_on_a_value(
     np.testing.assert_array_equal(whole.numbers[kept], parts.numbers)
     np.testing.assert_array_equal(whole.text_rows[kept], parts.text_rows)
     assert (whole.text_rows[~kept] == -1).all()
+
+
+@given(trials(), specs("mean"))
+def test_resampled_segments_have_the_clock_they_were_asked_for(
+    trial: tuple[Values, Values], spec: TimeSpec
+):
+    assert spec.resample is not None
+    every = spec.resample.every.amount
+    out = arrange_rows(np.abs(trial[0]), trial[1], spec)
+    edges = np.append(out.starts, len(out.time))
+    slack = 2 * np.spacing(np.abs(out.time).max())
+    wanted = np.where(np.diff(edges) > 1, every, 0.0)
+    np.testing.assert_allclose(regular_step(out.time, edges), wanted, rtol=1e-12, atol=slack)
 
 
 # --- parts ------------------------------------------------------------------------------------

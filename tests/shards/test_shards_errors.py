@@ -15,6 +15,8 @@ BUILTINS = {
     errors.CorruptStoreError: OSError,
     errors.FormatVersionError: ValueError,
     errors.CommitConflictError: RuntimeError,
+    errors.StoreWriteError: OSError,
+    errors.StoreBusyError: RuntimeError,
     errors.TooManyQuarantinedError: RuntimeError,
     errors.ResumeError: ValueError,
 }

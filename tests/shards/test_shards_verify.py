@@ -1,16 +1,18 @@
 """Verify: no byte of a store changes unseen, and a problem names the file and its trials."""
 
 import json
-import multiprocessing
+import os
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from stores import make_store
+from vandal import into_parts
 
-from shards import CorruptStoreError, FormatVersionError, Store
+from shards import CorruptStoreError, InvalidSpecError, Store
 from shards.identity import canonical_json
 from shards.index import SCHEMA, index_to_bytes
 from shards.manifest import TargetSchema, sign
@@ -18,73 +20,6 @@ from shards.verify import verify_store
 from shards.version import file_promise
 
 CLASSES = TargetSchema("per_trial", ("kind",), ("push", "pull"))
-
-
-VERSION = ("dataset.json", "fit.json", "index.arrow", "quarantine.parquet", "trials.parquet")
-SHARD = (
-    "zarr.json", "values/zarr.json", "values/c/0/0", "observed/zarr.json", "observed/c/0/0",
-)  # fmt: skip
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["numpy", "pyarrow.parquet", "pytest", "shards.verify"])
-
-
-def flip_every_byte(path, names, report):
-    """Flip one bit of each byte of each file in turn; write down what verify says wrongly of it.
-
-    A damaged manifest is an error that names it; any other damage is one file's problem, with the
-    trials it touches.
-    """
-    found = {}
-    for name in names:
-        file, wrong = path / name, []
-        good = file.read_bytes()
-        trials = ("t0000", "t0001") if "shards" in file.parts else ()
-        for position, byte in enumerate(good):
-            bit = 1 << position % 8
-            file.write_bytes(good[:position] + bytes([byte ^ bit]) + good[position + 1 :])
-            try:
-                said = sorted({(p.where, p.trials) for p in verify_store(path)})
-            except (CorruptStoreError, FormatVersionError) as error:
-                said = [(str(error).partition(" ")[0], "raised")]
-            if said != [(str(file), "raised" if file.name == "dataset.json" else trials)]:
-                wrong.append((position, said))
-        file.write_bytes(good)
-        after = [str(problem) for problem in verify_store(path)]
-        found[name] = {"size": len(good), "wrong": wrong, "after": after}
-        report.write_text(json.dumps(found))
-
-
-@pytest.fixture(scope="module")
-def flips(tmp_path_factory):
-    """What verify says of every byte of every file, found in processes of its own."""
-    root = tmp_path_factory.mktemp("flips")
-    store = make_store(root / "s", [1, 2], n_channels=1, missing=True)
-    shard = f"shards/{store.manifest.shards[0].digest}"
-    names = {name: f"versions/v0001/{name}" for name in VERSION}
-    names |= {f"shard/{name}": f"{shard}/{name}" for name in SHARD}
-    on_disk = {p.relative_to(store.path).as_posix() for p in store.path.rglob("*") if p.is_file()}
-    assert on_disk == {*names.values(), "latest.json"}
-    files, jobs = [*names.values()], []
-    for number in range(2):
-        path, report = root / str(number), root / f"{number}.json"
-        shutil.copytree(store.path, path)
-        job = CONTEXT.Process(
-            target=flip_every_byte, args=(path, files[number::2], report), daemon=True
-        )
-        job.start()
-        jobs.append((job, report))
-    found = {}
-    for job, report in jobs:
-        job.join()
-        found |= json.loads(report.read_bytes())
-        assert job.exitcode == 0, f"verify died after {list(found)}"
-    return {name: found[file] for name, file in names.items()}
-
-
-@pytest.mark.parametrize("name", [*VERSION, *(f"shard/{name}" for name in SHARD)])
-def test_every_flipped_byte_of_every_file_is_reported_with_its_file_and_trials(flips, name):
-    assert flips[name].pop("size") > 10
-    assert flips[name] == {"wrong": [], "after": []}
 
 
 @pytest.fixture
@@ -169,12 +104,114 @@ def test_a_foreign_file_in_a_version_is_named(store):
     ]
 
 
-def test_foreign_names_beside_versions_and_shards_are_nobodys_business(store):
+def test_what_others_build_and_what_lies_beside_is_nobodys_business(store):
     (store.path / "shards" / ".tmp-1-a").mkdir()
-    (store.path / "shards" / "0123").mkdir()
+    (store.path / "shards" / ("0" * 32)).mkdir()
+    (store.path / "parts").mkdir()
+    (store.path / "parts" / f"{'1' * 32}.parquet").write_bytes(b"of another version")
+    (store.path / "parts" / ".tmp-1-b").write_bytes(b"")
     (store.path / "staging" / "abc").mkdir(parents=True)
     (store.path / "README").write_text("mine")
     assert verify_store(store.path) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["shards/0123", "shards/notes.txt", f"shards/{'0' * 32}.parquet", "parts/notes.txt",
+     f"parts/{'0' * 32}", f"parts/{'0' * 31}.parquet"],
+)  # fmt: skip
+def test_what_could_be_no_shard_and_no_part_is_foreign(store, name):
+    file = store.path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"")
+    assert [(p.where, p.message) for p in verify_store(store.path)] == [
+        (str(file), "a foreign file")
+    ]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_shard_is_no_file_and_a_part_no_folder(store, is_folder):
+    name = f"parts/{'0' * 32}.parquet" if is_folder else f"shards/{'0' * 32}"
+    file = store.path / name
+    file.parent.mkdir(exist_ok=True)
+    file.mkdir() if is_folder else file.write_bytes(b"")
+    (problem,) = verify_store(store.path)
+    assert problem.where == str(file)
+
+
+def test_an_index_of_another_version_is_stale(tmp_path):
+    make_store(tmp_path, [6, 7, 8, 9], n_shards=2)
+    second = make_store(tmp_path, [6, 7, 8, 5], n_shards=2, after="v0001")
+    stale = (tmp_path / "versions" / "v0001" / "index.arrow").read_bytes()
+    rewrite(second, "index.arrow", stale)
+    assert verify_store(tmp_path)
+    (problem, *_) = verify_store(tmp_path)
+    assert problem.where == str(second.folder / "index.arrow")
+
+
+def test_a_damaged_part_is_named_with_its_trials(store):
+    store = into_parts(store)
+    (part,) = (store.path / "parts").iterdir()
+    part.write_bytes(part.read_bytes()[:-1])
+    (problem,) = verify_store(store.path)
+    assert problem.where == str(part)
+    assert problem.trials == ("t0000", "t0001", "t0002", "t0003")
+    part.unlink()
+    assert [(p.where, p.message) for p in verify_store(store.path)] == [(str(part), "missing")]
+
+
+def with_sources(store, root):
+    """Write source files, and let the cold index say what they were."""
+    root.mkdir()
+    table = pq.read_table(store.folder / "trials.parquet")
+    for name in table["source"].to_pylist():
+        (root / name).write_text(f"the file {name}")
+    raws = [(root / name).read_bytes() for name in table["source"].to_pylist()]
+    table = table.append_column("size_bytes", pa.array([len(raw) for raw in raws]))
+    digests = pa.array([xxhash.xxh3_128_hexdigest(raw) for raw in raws])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.append_column("source_xxh3", digests), sink)
+    rewrite(store, "trials.parquet", sink.getvalue().to_pybytes())
+    return root
+
+
+def test_sources_that_are_what_they_were_are_no_problem(store, tmp_path):
+    root = with_sources(store, tmp_path / "raw")
+    assert verify_store(store.path, sources=root) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda file: file.unlink(), "missing"),
+        (lambda file: file.write_bytes(b"the file t0001.csV"), "not those"),
+        (lambda file: file.write_bytes(b"the file"), "8 bytes; the store was built from 18"),
+        (lambda file: (file.unlink(), file.mkdir()), "no regular file"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "no regular file"),
+    ],
+)
+def test_a_source_that_is_another_file_now_is_named_with_its_trials(store, tmp_path, change, says):
+    root = with_sources(store, tmp_path / "raw")
+    change(root / "t0001.csv")
+    (problem,) = verify_store(store.path, sources=root)
+    assert (problem.where, problem.trials) == (str(root / "t0001.csv"), ("t0001",))
+    assert says in problem.message
+    assert verify_store(store.path) == []
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../s/latest.json", "a/../../x"])
+def test_no_source_is_looked_for_outside_of_its_folder(store, tmp_path, path):
+    root = with_sources(store, tmp_path / "raw")
+    rewrite_trials(store, "source", lambda sources: [path, *sources[1:]])
+    (problem,) = verify_store(store.path, sources=root)
+    assert "no path below" in problem.message
+
+
+def test_sources_that_the_store_knows_nothing_of_are_a_problem(store, tmp_path):
+    (problem,) = verify_store(store.path, sources=tmp_path)
+    assert "does not say the size_bytes, source_xxh3" in problem.message
+    with pytest.raises(InvalidSpecError, match="no folder"):
+        verify_store(store.path, sources=tmp_path / "nowhere")
 
 
 def test_swapped_chunks_of_two_shards_are_both_named(store):

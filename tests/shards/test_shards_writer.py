@@ -1,13 +1,15 @@
 """Publishing: exclusive, numbered, atomic; temporary names and hints decide nothing."""
 
+import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from stores import make_store
 
-from shards import CommitConflictError, Store
+from shards import CommitConflictError, Store, disk
 from shards.disk import claim_folder
 from shards.verify import verify_store
 from shards.writer import commit_version, list_versions, write_shard
@@ -76,7 +78,8 @@ def test_of_many_commits_at_once_exactly_one_wins(tmp_path):
     assert verify_store(tmp_path) == []
 
 
-STEPS = ("iterdir", "is_file", "is_dir", "mkdir", "open", "rename", "replace")
+LOOKS = ("iterdir", "is_file", "is_dir", "open")
+CHANGES = ("mkdir", "open", "rename", "replace", "unlink")
 
 
 def test_a_commit_that_comes_before_any_step_of_another_excludes_it(tmp_path, monkeypatch):
@@ -104,8 +107,10 @@ def test_a_commit_that_comes_before_any_step_of_another_excludes_it(tmp_path, mo
             return method
 
         with monkeypatch.context() as patch:
-            for name in STEPS:
+            for name in LOOKS:
                 patch.setattr(Path, name, interrupted(getattr(Path, name)))
+            changes = {name: interrupted(getattr(os, name)) for name in CHANGES}
+            patch.setattr(disk, "os", SimpleNamespace(**{**vars(os), **changes}))
             commit()
         if left >= 0:
             break

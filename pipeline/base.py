@@ -1,0 +1,198 @@
+"""The version that a build goes on from: which files it knows, and their index rows.
+
+A build takes over whatever its base was built from and has not changed since. It may do so where
+the same specification, read by the same stages, made the base; `Manifest.build` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.filetable import column_list
+from pipeline.ledger import digest_of_listing
+from pipeline.trials import Refusal
+from shards.errors import TrialShardsError
+from shards.manifest import Manifest, ShardEntry, Tombstone
+from shards.parts import part_path
+from shards.reader import Store
+from shards.writer import newest_version
+
+log = logging.getLogger(__name__)
+
+INDEX_COLUMNS = ("id", "digest", "source", "n_rows", "shard", "row_start")
+"""What a bucket says of its segments beside their cold rows; with gaps also `trial`."""
+CATALOG_STAGE = "catalog"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The newest version, and what of it may be taken over.
+
+    Attributes:
+        store: The open version.
+        reusable: Whether the same plan made it and all its files are there; if not, only its
+            tombstones count.
+    """
+
+    store: Store
+    reusable: bool
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the version says of itself."""
+        return self.store.manifest
+
+    @property
+    def tombstones(self) -> tuple[Tombstone, ...]:
+        """Trials that were taken out by hand."""
+        return self.manifest.tombstones
+
+    @cached_property
+    def sources(self) -> pa.ChunkedArray:
+        """The source of every index row."""
+        return self._cold["source"]
+
+    def says(self, name: str) -> Any:
+        """Return an entry of `Manifest.build`, what an earlier build noted for this one."""
+        return self.manifest.build.get(name) if self.reusable else None
+
+    @cached_property
+    def _cold(self) -> pa.Table:
+        names = ["source", "size_bytes", "mtime_ns", "digest"]
+        if "max_gap" in _time_of(self.manifest):
+            names.append("trial")
+        return self.store.cold(*names)
+
+    @cached_property
+    def known(self) -> dict[str, tuple[int, int]]:
+        """Path -> (size in bytes, modification time in ns) of every file that was read or left out.
+
+        A file that could not be read, or that its path refuses, is looked at again each time.
+        """
+        if not self.reusable:
+            return {}
+        lists = (column_list(self._cold, name) for name in ("source", "size_bytes", "mtime_ns"))
+        known = {path: (size, mtime) for path, size, mtime in zip(*lists, strict=True)}
+        for refusal in self.refusals:
+            if refusal.mtime_ns is not None:
+                known.setdefault(refusal.source, (refusal.size_bytes, refusal.mtime_ns))
+        for stone in self.tombstones:
+            known.setdefault(stone.source, (stone.size_bytes, stone.mtime_ns))
+        for path in self.says("again") or ():  # a trial of theirs shall come back
+            known[path] = (-1, -1)
+        return known
+
+    @cached_property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Everything that was quarantined."""
+        table = pq.read_table(self.store.folder / "quarantine.parquet")
+        return tuple(Refusal(**row) for row in table.to_pylist())
+
+    @property
+    def listing(self) -> str:
+        """Digest of the raw files as they were, equal to that of a catalog of the same files."""
+        by_catalog = [r for r in self.refusals if r.stage == CATALOG_STAGE]
+        return digest_of_listing(self.known, by_catalog, str(self.says("tables")))
+
+    def kept_refusals(self, gone: Collection[str]) -> tuple[Refusal, ...]:
+        """Return what still holds of the quarantine.
+
+        Args:
+            gone: Paths that are no more, or are read again.
+        """
+        if not self.reusable:
+            return ()
+        return tuple(
+            refusal
+            for refusal in self.refusals
+            if refusal.mtime_ns is not None and refusal.source not in gone
+        )
+
+    def rows(self, gone: Collection[str]) -> pa.Table:
+        """Return the index rows of all files but some, in id order.
+
+        Columns are `INDEX_COLUMNS`, `part`, `part_row`, `split` and, with gaps, `trial`.
+        """
+        index, manifest, cold = self.store.index, self.manifest, self._cold
+        part, part_row = index.places()
+        shards, parts = ([e.digest for e in some] for some in (manifest.shards, manifest.parts))
+        columns: dict[str, Any] = {
+            "id": index.ids,
+            "digest": cold["digest"],
+            "source": cold["source"],
+            "n_rows": index.n_rows,
+            "shard": pa.array(shards).take(pa.array(index.shard)),
+            "row_start": index.row_start,
+            "part": pa.array(parts).take(pa.array(part)),
+            "part_row": part_row,
+            "split": pa.array(list(manifest.splits)).take(pa.array(index.split)),
+        }
+        if "trial" in cold.column_names:
+            columns["trial"] = cold["trial"]
+        table = pa.table(columns)
+        if not gone:
+            return table
+        lost = pc.is_in(cold["source"], value_set=pa.array(sorted(gone), pa.utf8()))
+        return table.filter(pc.invert(lost))
+
+
+def _time_of(manifest: Manifest) -> dict[str, Any]:
+    """Return `source.time` as far as it says anything."""
+    time = (manifest.spec.get("source") or {}).get("time") or {}
+    return {name: value for name, value in time.items() if value is not None}
+
+
+def find_base(root: Path, plan: str) -> Base | None:
+    """Return the newest version as the base of a build; None without one, or if it is damaged.
+
+    Args:
+        root: Store root.
+        plan: What makes trials equal if files are (`buckets.plan_digest`).
+    """
+    version = newest_version(root)
+    if version is None:
+        return None
+    try:
+        store = Store(root, version)
+        manifest = store.manifest
+        if manifest.build.get("plan") != plan or not manifest.parts:
+            return Base(store, reusable=False)
+        if missing := _missing(store):
+            log.warning("%s %s lacks %s; everything is built again", root, version, missing)
+            return Base(store, reusable=False)
+        base = Base(store, reusable=True)
+        base.known  # noqa: B018 - so that a damaged index is found now
+    except (TrialShardsError, OSError, pa.ArrowException) as error:
+        log.warning("everything is built again: %s", error)
+        return None
+    return base
+
+
+def _missing(store: Store) -> str:
+    """Return a file that the version needs and that is not there, or has another size."""
+    needed = [(part_path(store.path, p.digest), p.size_bytes) for p in store.manifest.parts]
+    for shard in store.manifest.shards:
+        needed += shard_files(store.path, shard)
+    for path, size_bytes in needed:
+        try:
+            if path.stat().st_size == size_bytes:
+                continue
+        except OSError:
+            pass
+        return str(path)
+    return ""
+
+
+def shard_files(root: Path, shard: ShardEntry) -> list[tuple[Path, int]]:
+    """Return the data files of a shard and their sizes in bytes."""
+    folder = root / "shards" / shard.digest
+    return [(folder / n / "c" / "0" / "0", spec.size_bytes) for n, spec in shard.arrays.items()]

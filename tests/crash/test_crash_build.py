@@ -1,0 +1,40 @@
+"""A build that dies at any change it makes leaves a whole store, and the next one ends it.
+
+A death is a `kill -9`, or a power cut that loses what was not forced to the disk (`harness.py`).
+"""
+
+from __future__ import annotations
+
+import pytest
+from laws import LOSSES, Case, Corpus, Outcome
+
+
+@pytest.fixture(scope="module", params=["first build", "second build"])
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    root = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    corpus, before = Corpus(root), root / "store"
+    if request.param == "second build":
+        corpus.build(before)
+        corpus.change()
+    return Outcome.of(Case(before, corpus.build), root)
+
+
+def test_the_case_makes_every_kind_of_change_and_a_new_version(outcome: Outcome):
+    kinds = {kind for kind, _ in outcome.steps}
+    assert kinds >= {"create", "write", "fsync", "mkdir", "rename"}
+    assert len(outcome.new) == len(outcome.old) + 1
+    assert len(outcome.steps) > 50
+
+
+def test_a_build_killed_at_any_change_leaves_a_whole_store_and_the_next_ends_it(
+    outcome: Outcome,
+):
+    for number in range(len(outcome.steps)):
+        outcome.die(number, variant=number)
+
+
+def test_a_power_cut_at_any_change_of_a_build_leaves_a_whole_store_and_the_next_build_ends_it(
+    outcome: Outcome,
+):
+    for number in range(len(outcome.steps) + len(LOSSES)):
+        outcome.lose(number, variant=number)
