@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.delta import TOMBSTONE, Delta
+from pipeline.files import Refusal, count_of
 from pipeline.spec import DatasetSpec
 from pipeline.staging import BucketResult
-from pipeline.trials import Refusal, count_of
 from shards.version import VersionDraft
 
 SHOWN = 10

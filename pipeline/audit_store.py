@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 
 from pipeline.audit import SHOWN, Finding
 from pipeline.derive import Derivations
+from pipeline.files import count_of
 from pipeline.fit import fit_train
 from pipeline.sections import ColumnAttribute, PerTrialTarget
 from pipeline.spec import DatasetSpec
-from pipeline.trials import count_of
+from pipeline.storedrows import row_blocks
 from shards.identity import canonical_json
 from shards.reader import Store
 from shards.verify import verify_store
@@ -55,29 +56,51 @@ def check_finite(store: Store) -> Finding:
     n_masked = int(np.sum(store.cold("n_masked")["n_masked"].to_numpy()))
     n_values = int(store.index.n_rows.sum()) * len(store.manifest.channels)
     said = f"{n_values:,} values, {n_masked:,} of them masked ({n_masked / max(n_values, 1):.1%})."
+    n_outside = _count_outside(store)
+    if n_outside:
+        said += f" {count_of(n_outside, 'row')} in no window, and so in no shard."
     if bad:
         said += f" {count_of(len(bad), 'trial')} with others that are no number, such as "
         said += f"{', '.join(bad[:SHOWN])}. Run: trialshards verify STORE"
     if not finite:
         said += " A normalization constant is not finite: look at fit.json."
-    return Finding("finite", not bad and finite, said, {"n_values": n_values, "n_masked": n_masked})
+    facts = {"n_values": n_values, "n_masked": n_masked, "rows_in_no_window": n_outside}
+    return Finding("finite", not bad and finite, said, facts)
+
+
+def _count_outside(store: Store) -> int:
+    """Return how many rows no shard holds: in layout windows those that lie in no window."""
+    if store.manifest.layout == "rows":
+        return 0
+    n_windows, windows = store.index.n_windows, store.manifest.windows
+    n_valid = np.minimum(windows.length, store.index.n_rows - windows.ahead)
+    n_inside = (n_windows - 1) * np.minimum(windows.stride, n_valid) + n_valid
+    return int((store.index.n_rows - np.where(n_windows > 0, n_inside, 0)).sum())
 
 
 def _not_as_masked(store: Store) -> Iterator[int]:
-    """Yield trials with an infinite value, or with more or fewer NaN than were masked."""
+    """Yield trials with an infinite value, or with more or fewer NaN than were masked.
+
+    In layout windows as many NaN may be missing as there are values in rows of no window.
+    """
     index, masked = store.index, store.cold("n_masked")["n_masked"].to_numpy()
+    windows = store.manifest.windows if store.manifest.layout == "windows" else None
+    n_channels = len(store.manifest.channels)
     for shard, entry in enumerate(store.manifest.shards):
         values = store.shard_rows(shard)
         # A missing target is NaN, and nobody counts those.
         targets = store.shard_rows(shard, "targets") if "targets" in entry.arrays else values[:, :0]
         for number in np.flatnonzero(index.shard == shard).tolist():
-            start = int(index.row_start[number])
-            rows = slice(start, start + int(store.n_stored[number]))
-            countable = store.manifest.layout == "rows"  # a row may lie in many windows, or in none
+            start, n_rows = int(index.row_start[number]), int(index.n_rows[number])
+            here = slice(start, start + int(store.n_stored[number]))
+            n_nan = n_inside = 0
+            for block in row_blocks(values[here], n_rows, windows):
+                n_nan, n_inside = n_nan + int(np.isnan(block).sum()), n_inside + len(block)
+            n_unseen = (n_rows - n_inside) * n_channels
             if (
-                (countable and int(np.isnan(values[rows]).sum()) != masked[number])
-                or np.isinf(values[rows]).any()
-                or np.isinf(targets[rows]).any()
+                not masked[number] - n_unseen <= n_nan <= masked[number]
+                or np.isinf(values[here]).any()
+                or np.isinf(targets[here]).any()
             ):
                 yield number
 

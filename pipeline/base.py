@@ -7,21 +7,21 @@ the same specification, read by the same stages, made the base; `Manifest.build`
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.filetable import column_list
-from pipeline.ledger import digest_of_listing
-from pipeline.trials import Refusal
+from pipeline.files import Refusal
+from pipeline.filetable import column_list, digest_of_listing
 from shards.errors import TrialShardsError
 from shards.manifest import Manifest, ShardEntry, Tombstone
+from shards.maps import chunk_file
+from shards.parquetshard import shard_file
 from shards.parts import part_path
 from shards.reader import Store
 from shards.writer import newest_version
@@ -94,8 +94,9 @@ class Base:
     @cached_property
     def refusals(self) -> tuple[Refusal, ...]:
         """Everything that was quarantined."""
-        table = pq.read_table(self.store.folder / "quarantine.parquet")
-        return tuple(Refusal(**row) for row in table.to_pylist())
+        # Not read_table: that imports pandas where it is there.
+        file = pq.ParquetFile(self.store.folder / "quarantine.parquet")
+        return tuple(Refusal(**row) for row in file.read().to_pylist())
 
     @property
     def listing(self) -> str:
@@ -141,6 +142,8 @@ class Base:
         table = pa.table(columns)
         if not gone:
             return table
+        import pyarrow.compute as pc  # slow to load, and a look that finds nothing new needs none
+
         lost = pc.is_in(cold["source"], value_set=pa.array(sorted(gone), pa.utf8()))
         return table.filter(pc.invert(lost))
 
@@ -158,22 +161,38 @@ def find_base(root: Path, plan: str) -> Base | None:
         root: Store root.
         plan: What makes trials equal if files are (`buckets.plan_digest`).
     """
+    return read_base(root, lambda said, _: said.get("plan") == plan)
+
+
+def read_base(
+    root: Path, suits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+) -> Base | None:
+    """Return the newest version; None without one that can be opened.
+
+    Args:
+        root: Store root.
+        suits: Tells from `build` and `spec` of a manifest whether its trials may be taken over.
+    """
     version = newest_version(root)
     if version is None:
         return None
     try:
         store = Store(root, version)
-        manifest = store.manifest
-        if manifest.build.get("plan") != plan or not manifest.parts:
-            return Base(store, reusable=False)
-        if missing := _missing(store):
-            log.warning("%s %s lacks %s; everything is built again", root, version, missing)
-            return Base(store, reusable=False)
-        base = Base(store, reusable=True)
+    except (TrialShardsError, OSError) as error:
+        log.warning("everything is built again: %s", error)
+        return None
+    manifest = store.manifest
+    if not manifest.parts or not suits(manifest.build, manifest.spec):
+        return Base(store, reusable=False)
+    if missing := _missing(store):
+        log.warning("%s %s lacks %s; everything is built again", root, version, missing)
+        return Base(store, reusable=False)
+    base = Base(store, reusable=True)
+    try:
         base.known  # noqa: B018 - so that a damaged index is found now
     except (TrialShardsError, OSError, pa.ArrowException) as error:
         log.warning("everything is built again: %s", error)
-        return None
+        return Base(store, reusable=False)  # what was taken out by hand stays out
     return base
 
 
@@ -194,5 +213,9 @@ def _missing(store: Store) -> str:
 
 def shard_files(root: Path, shard: ShardEntry) -> list[tuple[Path, int]]:
     """Return the data files of a shard and their sizes in bytes."""
-    folder = root / "shards" / shard.digest
-    return [(folder / n / "c" / "0" / "0", spec.size_bytes) for n, spec in shard.arrays.items()]
+    if shard.file is not None:
+        return [(shard_file(root, shard.digest), int(shard.file["size_bytes"]))]
+    return [
+        (chunk_file(root, shard.digest, name), spec.size_bytes)
+        for name, spec in shard.arrays.items()
+    ]

@@ -16,45 +16,24 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import (
-    clean,
-    codes,
-    derive,
-    finish,
-    normalize,
-    pack,
-    prepare,
-    reshape,
-    shape,
-    sources,
-    timeline,
-)
 from pipeline.base import INDEX_COLUMNS
 from pipeline.engine import map_batches
+from pipeline.files import Refusal, SourceFile
 from pipeline.finish import FinishedBatch
 from pipeline.members import segments, shard_form, size_of, write_members
 from pipeline.pack import pack_trials, plan_batches
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
 from pipeline.staging import TRANSIENT, BucketResult, read_staged, refresh_files, write_staged
-from pipeline.trials import Refusal, SourceFile
+from pipeline.versions import STAGES
 from shards.manifest import PartEntry, ShardEntry
 from shards.parts import write_part
 
-VERSION = 4
 BATCH_BYTES = 12 * 2**20
 """Input joined for one parser call: smaller pays per call, larger costs memory and cache."""
 
 OnFiles = Callable[[int, int], None]
 """Called with (files, bytes) that were just dealt with."""
-
-
-def stage_versions() -> dict[str, int]:
-    """Return the version of every stage that decides what a bucket holds."""
-    stages = (
-        sources, reshape, timeline, derive, clean, codes, normalize, shape, finish, prepare, pack,
-    )  # fmt: skip
-    return {m.__name__.rsplit(".")[-1]: m.VERSION for m in stages} | {"buckets": VERSION}
 
 
 def plan_digest(recipe: Recipe) -> str:
@@ -70,7 +49,7 @@ def plan_digest(recipe: Recipe) -> str:
     document = {
         "spec": spec,
         "shape": [shape["layout"], shape["format"]],
-        "stages": stage_versions(),
+        "stages": STAGES,
         "besides": recipe.besides,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

@@ -4,65 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.audit import Finding
-from pipeline.base import CATALOG_STAGE, Base
 from pipeline.causal import describe_lookahead
 from pipeline.commit import Work, commit_version
 from pipeline.delta import Delta
 from pipeline.draft import Fitted
+from pipeline.outcome import BuildReport, OnProgress, Progress
+from pipeline.settled import is_settled, unchanged
 from pipeline.staging import BucketResult
-from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
 from shards.errors import InvalidSpecError, TooManyQuarantinedError, TrialShardsError
 from shards.leases import building
 from shards.writer import newest_version
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a build is; every field only grows."""
-
-    n_files: int
-    n_files_done: int
-    n_bytes: int
-    n_bytes_done: int
-
-
-OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did.
-
-    Attributes:
-        store: Store root.
-        version: The version that holds the data now.
-        published: False if the newest version said the same already.
-        counts: As in the manifest, with windows per split.
-        refusals: Every quarantined file, and trial of a file with many.
-        warnings: Sentences a user should read.
-        lookahead: Transforms that look ahead inside a trial.
-        n_read: Files that were read; all others were taken over from the version before.
-        seconds: Wall time.
-    """
-
-    store: Path
-    version: str
-    published: bool
-    counts: Mapping[str, Any]
-    refusals: tuple[Refusal, ...]
-    warnings: tuple[str, ...]
-    lookahead: tuple[str, ...]
-    n_read: int
-    seconds: float
 
 
 def build(
@@ -97,8 +56,9 @@ def build(
         if delta is None:
             delta = space.delta(space.scan(), base)
         fitted = Fitted(refit=refit, given=None if fit is None else _read_fit(fit))
-        if base is not None and _is_settled(space, base, delta, fitted):
-            return _unchanged(space, base, began)
+        asked = space.spec.model_dump(mode="json")
+        if fitted == Fitted() and base is not None and is_settled(base, delta, asked):
+            return unchanged(base, began)
         results = _build_buckets(space, delta, on_progress, n_workers)
         return finish_build(space, Work(delta, results, base, after, fitted), began)
 
@@ -123,34 +83,6 @@ def finish_build(space: Workspace, work: Work, began: float) -> BuildReport:
         warnings=commit.warnings,
         lookahead=tuple(describe_lookahead(space.spec)),
         n_read=len(work.delta.read),
-        seconds=time.perf_counter() - began,
-    )
-
-
-def _is_settled(space: Workspace, base: Base, delta: Delta, fitted: Fitted) -> bool:
-    """Return whether the base is what the build would publish."""
-    if not base.reusable or not delta.is_empty or fitted != Fitted():
-        return False
-    catalog_refusals = tuple(r for r in base.refusals if r.stage == CATALOG_STAGE)
-    return (
-        dict(base.manifest.spec) == space.spec.model_dump(mode="json")
-        and base.manifest.build.get("fit") is None
-        and base.manifest.counts["files"] == delta.n_files
-        and {(r.source, r.code) for r in catalog_refusals}
-        == {(r.source, r.code) for r in delta.refusals}
-    )
-
-
-def _unchanged(space: Workspace, base: Base, began: float) -> BuildReport:
-    return BuildReport(
-        store=space.store,
-        version=base.store.version,
-        published=False,
-        counts=base.manifest.counts,
-        refusals=base.refusals,
-        warnings=(),
-        lookahead=tuple(describe_lookahead(space.spec)),
-        n_read=0,
         seconds=time.perf_counter() - began,
     )
 

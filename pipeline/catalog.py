@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import xxhash
 
+from pipeline.files import Refusal, RefusedError, SourceFile, quote
 from pipeline.paths import find_paths, identifier
 from pipeline.quickscan import tables_digest
 from pipeline.sections import SourceSpec
 from pipeline.spec import DatasetSpec
 from pipeline.tables import JoinedTables, read_tables
-from pipeline.trials import Refusal, RefusedError, SourceFile, quote
 from pipeline.walk import PlainFiles, is_hidden, walk_plain
 from shards.errors import InvalidSpecError
 

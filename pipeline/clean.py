@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.trials import Bool, Float64, Int64, RefusedError
+from pipeline.files import RefusedError
+from pipeline.trials import Bool, Float64, Int64
 
 if TYPE_CHECKING:
     from pipeline.sections import CleanSpec, OutlierSpec
 
-VERSION = 1
 _MAD_TO_SD = 1.4826
 """A median absolute deviation times this is the standard deviation of normal values."""
 

@@ -15,11 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.files import RefusedError, quote
 from pipeline.spec import DatasetSpec
-from pipeline.trials import RefusedError, quote
 from shards.codes import CODE_LIMIT, clean_words, is_number, read_numbers, static_texts
-
-VERSION = 1
 
 # As Parquet gives lists back, so that a bucket is the same table fresh and from staging.
 CATEGORIES = pa.list_(pa.field("element", pa.list_(pa.field("element", pa.utf8()))))

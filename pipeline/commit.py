@@ -12,11 +12,11 @@ from pipeline.audit import Finding, audit_draft, audit_quarantine
 from pipeline.base import Base
 from pipeline.delta import Delta
 from pipeline.draft import Fitted, draft_version, trial_ids
+from pipeline.files import Refusal
 from pipeline.fit import find_warnings
 from pipeline.merge import keep_equal, merge
 from pipeline.rebase import rebase
 from pipeline.staging import KEPT_SECONDS, BucketResult, remove_old_staging
-from pipeline.trials import Refusal
 from pipeline.workspace import Workspace
 from shards.disk import remove_leftovers
 from shards.errors import CommitConflictError, InvalidSpecError

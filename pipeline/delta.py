@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pipeline.base import Base
 from pipeline.catalog import Catalog, bucket_of, count_buckets
+from pipeline.files import Refusal, SourceFile
 from pipeline.paths import identifier
 from pipeline.quickscan import Look
 from pipeline.spec import DatasetSpec
 from pipeline.tables import read_tables
-from pipeline.trials import Refusal, SourceFile
 
 TOMBSTONE = "tombstone"
 """The rule by which a file is passed over whose trial was taken out by hand."""

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 
 from pipeline.base import Base
 from pipeline.delta import Delta
+from pipeline.files import Refusal
 from pipeline.fit import check_given, describe_normalization, fit_columns, fit_train
 from pipeline.merge import Merged
 from pipeline.sections import ForecastTarget, PerTrialTarget
 from pipeline.spec import DatasetSpec
 from pipeline.splits import assign_splits, split_names
-from pipeline.trials import Refusal
+from pipeline.versions import STAGES
 from shards.errors import InvalidSpecError
 from shards.manifest import EncodedInput, TargetSchema
 from shards.version import QUARANTINE_SCHEMA, VersionDraft
@@ -97,9 +98,12 @@ def draft_version(
         parts=tuple(merged.parts.values()),
         tombstones=stones,
         build={
-            "plan": plan, "tables": delta.tables, **({"fit": "given"} if fitted.given else {}),
+            "plan": plan,
+            "stages": STAGES,
+            "tables": delta.tables,
+            **({"fit": "given"} if fitted.given else {}),
         },
-    )  # fmt: skip
+    )
     return draft, trials
 
 

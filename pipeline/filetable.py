@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 
-from pipeline.trials import SourceFile
+from pipeline.files import Refusal, SourceFile
 
 FILE_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("path", pa.utf8()),
@@ -66,3 +67,21 @@ def column_list(table: pa.Table, name: str) -> list[Any]:
         raise TypeError(f"column {name!r} has empty cells")
     values: list[Any] = column.to_pylist()  # to_numpy imports pandas where that is installed
     return values
+
+
+def digest_of_listing(
+    seen: Mapping[str, tuple[int, int]], refusals: Sequence[Refusal], tables: str
+) -> str:
+    """Return the digest of a listing.
+
+    Args:
+        seen: Path -> (size in bytes, modification time in ns).
+        refusals: Paths that the catalog refuses.
+        tables: Digest of the attribute tables.
+    """
+    listed = [
+        sorted([path, *as_seen] for path, as_seen in seen.items()),
+        sorted([r.source, r.code, r.size_bytes] for r in refusals),
+        tables,
+    ]
+    return xxhash.xxh3_128_hexdigest(json.dumps(listed).encode())

@@ -15,17 +15,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import normalize
+from pipeline.files import Refusal
 from pipeline.loading import loaded_kernels
 from pipeline.normalize import Affine, batch_affine, batch_moments
 from pipeline.recipe import Recipe
 from pipeline.sections import PerTrialTarget
 from pipeline.shaped import ShapedBatch
 from pipeline.spec import DatasetSpec
-from pipeline.trials import Bool, Float32, Float64, Int64, Refusal, Table
+from pipeline.trials import Bool, Float32, Float64, Int64, Table
 from shards.clock import regular_step
 from shards.identity import trial_digest
-
-VERSION = 2
 
 # As Parquet gives lists back, so that a bucket is the same table fresh and from staging.
 _NUMBERS = pa.list_(pa.field("element", pa.float64()))

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.trials import Float64, RefusedError, count_of, quote
+from pipeline.files import RefusedError, count_of, quote
+from pipeline.trials import Float64
 from shards.errors import InvalidSpecError
 
 _FAILURES = (Exception, SystemExit, pl.exceptions.PanicException)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from pipeline.catalog import Catalog
-from pipeline.filetable import FILE_FIELDS, column_list, file_columns, files_from_table
-from pipeline.trials import Refusal
+from pipeline.files import Refusal
+from pipeline.filetable import (
+    FILE_FIELDS,
+    column_list,
+    digest_of_listing,
+    file_columns,
+    files_from_table,
+)
 from shards.disk import replace_file
 from shards.errors import CorruptStoreError, TrialShardsError
 from shards.tables import parquet_bytes
@@ -84,24 +89,6 @@ def listing_digest(catalog: Catalog) -> str:
     """Return a digest that changes when any file comes, goes or changes."""
     seen = {file.path: (file.size_bytes, file.mtime_ns) for file in catalog.files}
     return digest_of_listing(seen, catalog.refusals, catalog.tables)
-
-
-def digest_of_listing(
-    seen: Mapping[str, tuple[int, int]], refusals: Sequence[Refusal], tables: str
-) -> str:
-    """Return the digest of a listing.
-
-    Args:
-        seen: Path -> (size in bytes, modification time in ns).
-        refusals: Paths that the catalog refuses.
-        tables: Digest of the attribute tables.
-    """
-    listed = [
-        sorted([path, *as_seen] for path, as_seen in seen.items()),
-        sorted([r.source, r.code, r.size_bytes] for r in refusals),
-        tables,
-    ]
-    return xxhash.xxh3_128_hexdigest(json.dumps(listed).encode())
 
 
 def _refusal_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:

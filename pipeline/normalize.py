@@ -20,7 +20,6 @@ from pipeline.trials import Bool, Float32, Float64, Int64
 from shards.affine import Entry, scope_kind
 from shards.errors import InvalidSpecError
 
-VERSION = 2
 _LARGEST = 1e30
 _SMALLEST = 1e-30
 """Within these a float32 holds the normalized value and the inverse scale."""

@@ -8,8 +8,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-VERSION = 1
-
 
 def plan_batches(sizes: Sequence[int], target_bytes: int) -> list[range]:
     """Cut a sequence into runs of about `target_bytes`, keeping the order.

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base import Base
-from pipeline.build import BuildReport, finish_build
+from pipeline.build import finish_build
 from pipeline.catalog import bucket_of, count_buckets
 from pipeline.commit import Work
 from pipeline.delta import Delta
+from pipeline.files import RefusedError, SourceFile
+from pipeline.outcome import BuildReport
 from pipeline.paths import identifier
 from pipeline.staging import BucketResult
 from pipeline.tables import read_tables
-from pipeline.trials import RefusedError, SourceFile
 from pipeline.workspace import Workspace
 from shards.errors import InvalidSpecError
 from shards.leases import building

@@ -6,18 +6,23 @@ this room may import matplotlib.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
 from pipeline.canvas import LEGEND, new_figure, plain, render_png, trace
+from pipeline.storedrows import BLOCK_ROWS, row_blocks
 from pipeline.trials import Bool, Float32
 from shards import InvalidSpecError, Store
 from shards.windows import Int64, window_rows
 
 INK, PALE = "#444444", "#c9c9c9"
 COLORS = ("#1f6fb4", "#c8782a", "#4a9a62", "#8a5fa8", "#8c8c8c")
-MOST_BARS, MOST_BINS, MOST_CHANNELS, BLOCK_ROWS = 40, 200, 3, 65_536
+MOST_BARS, MOST_BINS, MOST_CHANNELS = 40, 200, 3
 MOST_TRIALS, MOST_VALUES = 2_000, 1_000_000_000  # whose missing values are counted: in seconds
 
 
@@ -61,6 +66,7 @@ def missing_map(store: Store) -> bytes:
     missing, n_rows, counted = missing_counts(store)
     share = 100 * missing.sum(axis=1) / max(int(n_rows.sum()), 1)
     what = "in the source" if store.manifest.observed else "after cleaning"
+    what += ", of rows in windows" if store.manifest.layout == "windows" else ""
     what = f"missing {what}: {len(names)} channels, {n_trials:,} trials"
     what += f" ({counted.sum():,} of them counted)" if counted.sum() < n_trials else ""
     if not missing.any():
@@ -89,6 +95,8 @@ def evenly(n: int, most: int) -> Int64:
 def missing_counts(store: Store) -> tuple[Int64, Int64, Int64]:
     """Count what trials miss, or where they are many or long, an even sample of them.
 
+    In layout windows only rows that lie in a window are counted: the others are not stored.
+
     Returns:
         Missing values `[channels, bins]`, rows `[bins]` and trials `[bins]`. Missing is what the
         source did not hold, or, where a version has no `observed`, what cleaning left missing.
@@ -101,20 +109,38 @@ def missing_counts(store: Store) -> tuple[Int64, Int64, Int64]:
     missing = np.zeros((len(counted), n_channels), np.int64)
     if not manifest.observed and not manifest.counts.get("has_missing", True):
         return missing.T, n_rows, counted
-    for place, trial in zip(bins.tolist(), trials.tolist(), strict=True):
-        for first in range(0, int(index.n_rows[trial]), BLOCK_ROWS):
-            # In blocks, because unpacked bits are eight times what is mapped.
-            seen = _seen(store, trial, slice(first, first + BLOCK_ROWS))
+    n_rows[:] = 0
+    for at in by_shard(store, trials).tolist():
+        place, trial = int(bins[at]), int(trials[at])
+        for seen in _seen_blocks(store, trial):
             missing[place] += len(seen) - np.count_nonzero(seen, axis=0)
+            n_rows[place] += len(seen)
     return missing.T, n_rows, counted
 
 
-def _seen(store: Store, trial: int, rows: slice) -> Bool:
-    """Return `[rows, channels]`: the source held the value, as far as the version knows."""
+def by_shard(store: Store, trials: Int64) -> Int64:
+    """Return the places of trials so that those of one shard come together.
+
+    A compressed shard is decoded when it is looked at, and the cache may hold few of them.
+    """
+    return np.argsort(store.index.shard[trials], kind="stable")
+
+
+def _seen_blocks(store: Store, trial: int) -> Iterator[Bool]:
+    """Yield `[rows, channels]`: the source held the value, as far as the version knows."""
+    manifest = store.manifest
+    stored = store.trial_stored(trial, "observed" if manifest.observed else "values")
+    windows = manifest.windows if manifest.layout == "windows" else None
+    for block in row_blocks(stored, int(store.index.n_rows[trial]), windows, most=BLOCK_ROWS):
+        yield _seen(store, block)
+
+
+def _seen(store: Store, rows: npt.NDArray[Any]) -> Bool:
+    """Return `[rows, channels]` of rows of `observed`, or of `values` where there is none."""
     if not store.manifest.observed:
-        return np.asarray(~np.isnan(store.trial_rows(trial)[rows]))
-    packed, n_channels = store.trial_rows(trial, "observed")[rows], len(store.manifest.channels)
-    return np.unpackbits(packed, axis=1, count=n_channels, bitorder="little").astype(np.bool_)
+        return np.asarray(~np.isnan(rows))
+    n_channels = len(store.manifest.channels)
+    return np.unpackbits(rows, axis=1, count=n_channels, bitorder="little").astype(np.bool_)
 
 
 def sample_windows(store: Store, *, n: int = 4, seed: int = 0) -> bytes:
@@ -156,21 +182,23 @@ def draw_windows(store: Store, n: int, seed: int) -> list[tuple[int, int, int]]:
 
 def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: list[int]) -> None:
     (trial, start, n_valid), spec, target = window, store.manifest.windows, store.manifest.target
-    rows = slice(start, start + n_valid + spec.ahead)
-    values, seen = deliver(store, trial, rows), _seen(store, trial, rows)
+    values = store.delivery.apply(_rows_ahead(store, window), trial)
+    seen = _seen(store, _rows(store, window, "observed" if store.manifest.observed else "values"))
     first = n_valid + spec.horizon - 1
     for column, color in zip(shown, COLORS, strict=False):
         line = values[:, column]
         trace(axes, start, line[:n_valid], color, style=":")
-        trace(axes, start, np.where(seen[:, column], line, np.nan)[:n_valid], color)
+        trace(axes, start, np.where(seen[:, column], line[:n_valid], np.nan), color)
         if target.kind == "forecast" and store.manifest.channels[column].name in target.columns:
             trace(axes, start + first, line[first:], color)
     title = f"{plain(store.index.id_of(trial))}, from row {start:,}"
     title += "" if n_valid == spec.length else f" ({n_valid:,} of {spec.length:,} rows)"
     if target.kind == "forecast":
-        axes.axvspan(start + first - 0.5, rows.stop - 0.5, color=PALE, alpha=0.5, zorder=0)
+        axes.axvspan(
+            start + first - 0.5, start + len(values) - 0.5, color=PALE, alpha=0.5, zorder=0
+        )
     elif target.kind == "per_step":
-        trace(axes.twinx(), start, store.trial_rows(trial, "targets")[rows, 0], INK)
+        trace(axes.twinx(), start, _rows(store, window, "targets")[:, 0], INK)
     else:
         label, classes = float(store.index.label[trial]), target.classes
         named = f"{label:g}" if classes is None or np.isnan(label) else plain(classes[int(label)])
@@ -179,8 +207,37 @@ def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: 
     axes.set_xlabel("row", fontsize=8)
 
 
+def _rows(store: Store, window: tuple[int, int, int], array: str) -> npt.NDArray[Any]:
+    """Return `[valid rows, columns]` of a window as stored."""
+    (trial, start, n_valid), spec = window, store.manifest.windows
+    stored = store.trial_stored(trial, array)
+    if store.manifest.layout == "rows":
+        return stored[start : start + n_valid]
+    return stored[start // spec.stride].reshape(spec.length, -1)[:n_valid]
+
+
+def _rows_ahead(store: Store, window: tuple[int, int, int]) -> Float32:
+    """Return stored `[rows, channels]` of a window, and those that its target needs behind it.
+
+    In layout windows the latter are NaN but for what is forecast.
+    """
+    (trial, start, n_valid), spec, target = window, store.manifest.windows, store.manifest.target
+    if store.manifest.layout == "rows":
+        return np.asarray(store.trial_stored(trial)[start : start + n_valid + spec.ahead])
+    names = [channel.name for channel in store.manifest.channels]
+    rows = np.full((n_valid + spec.ahead, len(names)), np.nan, np.float32)
+    rows[:n_valid] = _rows(store, window, "values")
+    if target.kind == "forecast":
+        ahead = store.trial_stored(trial, "targets")[start // spec.stride]
+        columns = [names.index(name) for name in target.columns]
+        rows[n_valid + spec.horizon - 1 :, columns] = ahead.reshape(spec.steps, len(columns))
+    return rows
+
+
 def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> bytes:
     """Draw a channel (by default `uneven_channel`) of some trials, physical and as delivered.
+
+    In layout windows rows that lie in no window are not stored, and are gaps in the lines.
 
     Raises:
         InvalidSpecError: If there is no such channel.
@@ -188,11 +245,14 @@ def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> byt
     names = [known.name for known in store.manifest.channels]
     if channel not in (None, *names):
         raise InvalidSpecError(f"no channel {channel!r}; the version has: {', '.join(names)}.")
+    trials = stored_trials(store, n)
+    if not len(trials):
+        return render_png(new_figure(0.5, "No row is stored: there is no window"))
     column = uneven_channel(store) if channel is None else names.index(channel)
     unit = store.manifest.channels[column].unit
     figure, entries = new_figure(3.5), []
     left, right = figure.subplots(1, 2, sharex=True)
-    for place, trial in enumerate(evenly(len(store.index), n).tolist()):
+    for place, trial in enumerate(trials.tolist()):
         color = COLORS[place % len(COLORS)]
         trace(left, 0, store.physical_rows(trial)[:, column], color)
         trace(right, 0, deliver(store, trial)[:, column], color)
@@ -203,19 +263,27 @@ def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> byt
     return render_png(figure, entries)
 
 
+def stored_trials(store: Store, most: int) -> Int64:
+    """Return at most `most` of the trials that a shard holds rows of, evenly."""
+    held = np.flatnonzero(store.n_stored > 0)
+    return held[evenly(len(held), most)]
+
+
 def uneven_channel(store: Store) -> int:
     """Return the channel whose level differs most from trial to trial, against its own spread.
 
     It looks at 64 trials, and 1,000 rows of each. A channel that is constant in each trial shows
     nothing of a normalization: it comes last but for one without values.
     """
-    levels, spreads = [], []
-    for trial in evenly(len(store.index), 64).tolist():
+    trials = stored_trials(store, 64)
+    levels, spreads = np.ma.masked_all((2, len(trials), len(store.manifest.channels)))
+    for place in by_shard(store, trials).tolist():
+        trial = int(trials[place])
         rows = slice(None, None, int(store.index.n_rows[trial]) // 1000 + 1)
         present = np.ma.masked_invalid(store.physical_rows(trial, rows).astype(np.float64))
-        levels.append(present.mean(axis=0))
-        spreads.append(present.var(axis=0) * (np.ma.ptp(present, axis=0) > 0))
-    between, within = np.ma.stack(levels).var(axis=0), np.ma.stack(spreads).mean(axis=0)
+        levels[place] = present.mean(axis=0)
+        spreads[place] = present.var(axis=0) * (np.ma.ptp(present, axis=0) > 0)
+    between, within = levels.var(axis=0), spreads.mean(axis=0)
     ratio, spread = (between / (between + within)).filled(0), within.filled(-1)
     return int(np.where(spread > 0, ratio, spread - 1).argmax())
 

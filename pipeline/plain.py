@@ -16,17 +16,17 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.clean import clean_segments
+from pipeline.files import RefusedError
 from pipeline.loading import loaded_kernels
 from pipeline.rowwise import derive_rows
 from pipeline.shape import label_of
 from pipeline.shaped import COUNTS, ShapedBatch
-from pipeline.trials import Bool, Float64, Int64, RefusedError, Table
+from pipeline.trials import Bool, Float64, Int64, Table
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.sections import TimeSpec
 
-VERSION = 1
 _LARGEST = float(np.finfo(np.float32).max)
 
 

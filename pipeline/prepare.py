@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import Refusal, RefusedError, SourceFile, count_of
 from pipeline.finish import FinishedBatch, finish_batch
 from pipeline.plain import is_plain, shape_plain
 from pipeline.recipe import Recipe
@@ -21,9 +22,7 @@ from pipeline.shaped import ShapedBatch, ShapedTrial, join_trials
 from pipeline.sources.blocks import read_blocks
 from pipeline.sources.columnar import ColumnarLayout, read_columnar
 from pipeline.sources.delimited import read_delimited
-from pipeline.trials import Refusal, RefusedError, SourceFile, Table, count_of
-
-VERSION = 2
+from pipeline.trials import Table
 
 
 def prepare_files(root: Path, files: Sequence[SourceFile], recipe: Recipe) -> FinishedBatch:

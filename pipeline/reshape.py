@@ -12,10 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.files import RefusedError, quote
 from pipeline.sections.source import PivotSpec
-from pipeline.trials import NO_TEXT, Bool, Float64, Int64, RefusedError, Table, quote
-
-VERSION = 1
+from pipeline.trials import NO_TEXT, Bool, Float64, Int64, Table
 
 LIMIT_BYTES = 4 * 2**30
 """What one file may take in wide form: each moment has a place for each column."""

@@ -12,8 +12,9 @@ import numpy as np
 import polars as pl
 
 from pipeline.derive import Derivations, derive_columns, reach_of
+from pipeline.files import RefusedError
 from pipeline.sections import Sql
-from pipeline.trials import Float64, Int64, RefusedError, Table
+from pipeline.trials import Float64, Int64, Table
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe

@@ -13,15 +13,15 @@ import polars as pl
 from pipeline.clean import check_share, clean_segments, clip_outliers
 from pipeline.codes import check_statics, encode_columns
 from pipeline.derive import Clock, derive_columns
+from pipeline.files import RefusedError, quote
 from pipeline.recipe import Recipe
 from pipeline.sections import PerTrialTarget
 from pipeline.shaped import ShapedTrial
 from pipeline.spec import DatasetSpec
 from pipeline.tables import runs_value
 from pipeline.timeline import Arranged, arrange_rows, calendar_part, parse_time, since_observed
-from pipeline.trials import Float64, RefusedError, Table, quote
+from pipeline.trials import Float64, Table
 
-VERSION = 1
 _LARGEST = float(np.finfo(np.float32).max)
 
 

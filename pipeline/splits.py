@@ -20,7 +20,6 @@ from shards.errors import InvalidSpecError
 if TYPE_CHECKING:
     from pipeline.sections import SplitSpec
 
-VERSION = 1
 TEST = "test"
 Attributes = Mapping[str, Sequence[str | None]]
 

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipeline.files import Refusal, SourceFile
 from pipeline.filetable import files_from_table, files_to_table
-from pipeline.trials import Refusal, SourceFile
 from shards.disk import remove_all, replacing
 from shards.manifest import PartEntry, ShardEntry
 from shards.parts import part_path
@@ -71,7 +71,8 @@ class BucketResult:
             return self
         rows = self.rows
         if rows is not None:
-            rows = rows.filter(pc.is_in(rows["source"], value_set=pa.array(sorted(paths), pa.utf8())))
+            wanted = pa.array(sorted(paths), pa.utf8())
+            rows = rows.filter(pc.is_in(rows["source"], value_set=wanted))
         return dataclasses.replace(
             self,
             rows=rows if rows is not None and rows.num_rows else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.trials import count_of, quote
+from pipeline.files import count_of, quote
 from shards.errors import InvalidSpecError
 
 _EXPORT = b"trialshards"
 """Key of the schema metadata with which an export says what its columns are."""
 _TOLD = {"columns", "name", "normalization", "per", "target", "units", "windows"}
+_COLUMN = {"name", "role", "of"}
 _BESIDE = ("row", "observed", "label")
 """Columns of an export that a build makes itself."""
 
@@ -116,6 +118,12 @@ def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
+def dataset_name(wanted: str) -> str:
+    """Return a data set's name: small letters, digits and `_`, beginning with a letter."""
+    name = re.sub(r"[^a-z0-9]+", "_", wanted.lower()).strip("_")
+    return name if name[:1].isalpha() else f"table_{name}".rstrip("_")
+
+
 def read_columns(files: Sequence[Path], trial: str, probed: Sequence[str]) -> TableColumns:
     """Look at the columns of a table, and at how texts lie on its trials.
 
@@ -151,9 +159,7 @@ def _parse_told(raw: bytes) -> Mapping[str, Any]:
     """Return what an export says of itself; nothing if it is none, or not a whole one."""
     try:
         told = json.loads(raw)
-        whole = _TOLD <= set(told) and all(
-            {"name", "role", "of"} <= set(e) for e in told["columns"]
-        )
+        whole = set(told) >= _TOLD and all(set(e) >= _COLUMN for e in told["columns"])
     except (ValueError, TypeError):
         return {}
     return told if whole else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from pipeline.spec import DatasetSpec
-from pipeline.tablecolumns import TableColumns, find_tables, read_columns
+from pipeline.tablecolumns import TableColumns, dataset_name, find_tables, read_columns
 from shards.errors import InvalidSpecError
 
 _HEAD = """\
@@ -92,7 +91,7 @@ def draft_spec(table: Path, options: ImportOptions, *, root: Path | None = None)
     if draft.time is not None:
         source["time"] = draft.time_section()
     document: dict[str, Any] = {
-        "name": _name(options.name or told.get("name") or table.resolve().stem),
+        "name": dataset_name(options.name or told.get("name") or table.resolve().stem),
         "source": source,
         "channels": draft.channels(),
     }
@@ -112,12 +111,6 @@ def draft_spec(table: Path, options: ImportOptions, *, root: Path | None = None)
             f"{table}: no usable dataset.yaml follows from its columns and these options: {error}"
         ) from error
     return TableDraft(root, document, draft.left_out())
-
-
-def _name(wanted: str) -> str:
-    """Return a data set's name: small letters, digits and `_`, beginning with a letter."""
-    name = re.sub(r"[^a-z0-9]+", "_", wanted.lower()).strip("_")
-    return name if name[:1].isalpha() else f"table_{name}".rstrip("_")
 
 
 class _Draft:

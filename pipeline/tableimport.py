@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.build import BuildReport, OnProgress, build
+from pipeline.build import build
+from pipeline.outcome import BuildReport, OnProgress
 from pipeline.tabledraft import ImportOptions, draft_spec
 from shards.disk import replace_file
 from shards.errors import InvalidSpecError

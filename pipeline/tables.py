@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 import polars as pl
 import xxhash
 
+from pipeline.files import RefusedError, count_of, quote
 from pipeline.sections import Attribute, RunsAttribute, TableAttribute
 from pipeline.sections.source import COMPRESSED
-from pipeline.trials import RefusedError, count_of, quote
 from shards.errors import InvalidSpecError
 
 _DELIMITERS = {".tsv": "\t", ".psv": "|"}

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.base import CATALOG_STAGE, Base, find_base
+from pipeline.base import Base, find_base
 from pipeline.buckets import OnFiles, build_bucket, plan_digest
 from pipeline.catalog import Catalog, scan_files
 from pipeline.delta import Delta, compare_with_base, delta_of_look
+from pipeline.files import SourceFile
 from pipeline.ledger import load_catalog, save_catalog
-from pipeline.quickscan import KnownFiles, quick_look, tables_digest
 from pipeline.recipe import Recipe
+from pipeline.settled import look_again
 from pipeline.spec import DatasetSpec, load_spec
 from pipeline.staging import BucketResult, read_staged
-from pipeline.trials import SourceFile
+from shards.disk import remove_all
 from shards.errors import TrialShardsError
 
 
@@ -128,11 +129,7 @@ class Workspace:
         """Return which files are to be read, or None where only a scan can tell."""
         if base is None or not base.reusable:
             return None
-        if base.says("tables") != tables_digest(self.root, self.spec):
-            return None
-        if any(refusal.stage == CATALOG_STAGE for refusal in base.refusals):
-            return None
-        look = quick_look(self.root, self.spec, KnownFiles(base.known))
+        look = look_again(self.root, self.spec, base)
         return None if look is None else delta_of_look(look, base, self.spec, self.root)
 
     def build_bucket(
@@ -156,7 +153,7 @@ class Workspace:
         staged = self.staged_path(delta.n_buckets, bucket)
         if afresh:
             staged = staged.with_name(f"patch-{staged.name}")
-            staged.unlink(missing_ok=True)
+            remove_all([staged])
         return build_bucket(
             self.root,
             delta.files_of(bucket),

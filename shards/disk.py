@@ -265,7 +265,6 @@ def remove_all(paths: Iterable[Path]) -> None:
     nameless: list[Path] = []
     parents: set[Path] = set()
     for path in paths:
-        parents.add(path.parent)
         with _explained(path), contextlib.suppress(FileNotFoundError):  # somebody else did it
             if not path.is_dir():
                 os.unlink(path)
@@ -275,9 +274,9 @@ def remove_all(paths: Iterable[Path]) -> None:
                 temporary = temporary_name(path.parent)
                 os.rename(path, temporary)
                 nameless.append(temporary)
+            parents.add(path.parent)
     for folder in parents:  # else a power cut could bring names back, but not what was in them
-        if folder.is_dir():
-            sync_folder(folder)
+        sync_folder(folder)
     for path in nameless:
         _discard(path)
 

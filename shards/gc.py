@@ -18,7 +18,7 @@ from pathlib import Path
 from shards.disk import remove_all
 from shards.errors import InvalidSpecError, StoreNotFoundError
 from shards.layout import DIGEST
-from shards.leases import removing, sole_use
+from shards.leases import refuse_link, removing, sole_use
 from shards.manifest import Manifest
 from shards.safety import read_inside
 from shards.tags import read_tags
@@ -66,7 +66,7 @@ def gc_store(store: Path, *, keep: int = KEPT_VERSIONS, dry_run: bool = False) -
         StoreNotFoundError: If there is no store.
         StoreBusyError: If the store is being built, or its file system has no locks.
         CorruptStoreError: If a version that stays, or a tag, cannot be read: what it needs is not
-            known, then.
+            known, then. If a folder of the store is a link.
         FormatVersionError: If a newer trialshards wrote a version that stays.
     """
     if keep < 1:
@@ -75,6 +75,8 @@ def gc_store(store: Path, *, keep: int = KEPT_VERSIONS, dry_run: bool = False) -
         raise StoreNotFoundError(
             f"no committed version in {store}. Check the path; to start over, remove the folder."
         )
+    for name in ("versions", "shards", "parts", "tags", "staging"):
+        refuse_link(store / name)  # what it leads to is not ours to remove
     with removing(store), contextlib.ExitStack() as leases:
         versions = list_versions(store)
         kept = _why_kept(store, versions, keep)
@@ -135,7 +137,12 @@ def _staged(store: Path, newest: str) -> set[str]:
 
 def _staged_files(store: Path) -> list[Path]:
     """Return the staged buckets."""
-    return sorted(store.glob("staging/*/*.arrow"))
+    return sorted(path for plan in _plans(store) for path in plan.glob("*.arrow"))
+
+
+def _plans(store: Path) -> list[Path]:
+    """Return the folders of staged buckets."""
+    return [p for p in (store / "staging").glob("*") if p.is_dir() and not p.is_symlink()]
 
 
 def _named_in(path: Path) -> set[str]:
@@ -155,8 +162,8 @@ def _unnamed(store: Path, named: set[str]) -> tuple[list[Path], list[Path]]:
 def _temporary(store: Path) -> list[Path]:
     """Return what killed writers left: nobody writes now, so all of it."""
     folders = [store, *(store / name for name in ("shards", "parts", "versions", "tags"))]
-    staging = store / "staging"
-    return [p for folder in (*folders, staging, *staging.glob("*")) for p in folder.glob(".tmp-*")]
+    folders += (store / "staging", *_plans(store))
+    return [path for folder in folders for path in folder.glob(".tmp-*")]
 
 
 def _useless_staging(store: Path, unnamed: Iterable[Path]) -> list[Path]:

@@ -122,6 +122,18 @@ def _open(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def refuse_link(folder: Path) -> None:
+    """Refuse a folder of a store that leads out of it, before anything in it is changed.
+
+    Raises:
+        CorruptStoreError: If it is a link.
+    """
+    if folder.is_symlink():
+        raise CorruptStoreError(
+            f"{folder} is a link; wanted a folder of its own. Copy what it points at into its place."
+        )
+
+
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())

@@ -261,7 +261,7 @@ def _check_encoded(manifest: Manifest) -> None:
 
 
 def _check_format(got: Mapping[str, Any], origin: str) -> None:
-    if got.get("name") != "trialshards" or whole(got["major"], "format.major") > FORMAT_MAJOR:
+    if got.get("name") != "trialshards" or whole(got["major"], "format.major", 1) > FORMAT_MAJOR:
         raise FormatVersionError(
             f"{origin} has format {got.get('name')} {got.get('major')}.{got.get('minor')}; this "
             f"reader knows trialshards up to {FORMAT_MAJOR}.x. Upgrade: pip install -U trialshards"

@@ -153,9 +153,7 @@ def map_shards(
     return FileRange(files, tail_bytes=tail_bytes)
 
 
-def check_rows(
-    store: Path, entries: Sequence[ShardEntry], array: str, mapped: FileRange
-) -> None:
+def check_rows(store: Path, entries: Sequence[ShardEntry], array: str, mapped: FileRange) -> None:
     """Compare the mapped rows of shards with their digests, once per process.
 
     Raises:

@@ -41,7 +41,8 @@ def write_part(store: Path, rows: pa.Table) -> PartEntry:
     promise = file_promise(content)
     entry = PartEntry(promise["xxh3_128"], promise["size_bytes"], rows.num_rows)
     path = part_path(store, entry.digest)
-    if not path.is_file():
+    # One that is there and damaged is mended: the build that writes it again needs it.
+    if not path.is_file() or path.read_bytes() != content:
         replace_file(path, content)
     return entry
 

@@ -114,10 +114,10 @@ def _fill(members: Int64, n_bytes: Int64, target_bytes: int) -> Iterator[Int64]:
             size, shard = 0, shard + 1
         shards[place] = shard
         size += more
-    for place in np.flatnonzero(shards < 0):
-        yield members[place : place + 1]
+    yield from members[shards < 0].reshape(-1, 1)
     kept = members[shards >= 0]
-    yield from np.split(kept, np.flatnonzero(np.diff(shards[shards >= 0])) + 1) if len(kept) else []
+    if len(kept):
+        yield from np.split(kept, np.flatnonzero(np.diff(shards[shards >= 0])) + 1)
 
 
 class _Sources:

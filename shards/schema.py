@@ -106,9 +106,8 @@ class ShardEntry:
 
 
 def _file_promise(entry: Mapping[str, Any]) -> dict[str, Any]:
-    size, digest = entry["size_bytes"], str(entry["xxh3_128"])
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"a file has {size!r} bytes")
+    size = whole(entry["size_bytes"], "size_bytes of a file", 1)
+    digest = text(entry["xxh3_128"], "xxh3_128 of a file")
     if not DIGEST.fullmatch(digest):
         raise ValueError(f"not a digest: {digest!r}")
     return {"size_bytes": size, "xxh3_128": digest}
@@ -135,12 +134,13 @@ class PartEntry:
         Raises:
             ValueError: If it is no such entry.
         """
-        part = cls(str(entry["digest"]), entry["size_bytes"], entry["n_rows"])
+        part = cls(
+            text(entry["digest"], "part name"),
+            whole(entry["size_bytes"], "size_bytes of a part", 1),
+            whole(entry["n_rows"], "n_rows of a part", 1),
+        )
         if not DIGEST.fullmatch(part.digest):
             raise ValueError(f"part name {part.digest!r} is not a digest")
-        for number in (part.size_bytes, part.n_rows):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"part {part.digest} has {number!r} bytes or rows")
         return part
 
 

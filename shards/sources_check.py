@@ -69,16 +69,17 @@ def _differences(root: Path, path: str, source: _Source) -> Iterator[str]:
         yield "the store names no path below the folder"
         return
     try:
-        # Non-blocking, because opening a named pipe would otherwise wait for its writer.
+        found = (root / path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            yield "no regular file any more"
+            return
+        # Non-blocking, because a named pipe that takes its place would wait for a writer.
         descriptor = os.open(root / path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         yield "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         return
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            yield "no regular file any more"
-        elif source.size_bytes is not None and found.st_size != source.size_bytes:
+        if source.size_bytes is not None and found.st_size != source.size_bytes:
             yield f"it has {found.st_size} bytes; the store was built from {source.size_bytes}"
         elif source.xxh3 is None:
             yield "the store does not say what its bytes were"

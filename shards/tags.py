@@ -9,7 +9,7 @@ from typing import NamedTuple
 from shards.disk import remove_all, replace_file
 from shards.errors import CorruptStoreError, InvalidSpecError, StoreNotFoundError
 from shards.identity import canonical_json
-from shards.leases import Lease, building
+from shards.leases import Lease, building, refuse_link
 from shards.manifest import Manifest
 from shards.safety import parse_json, read_inside
 from shards.writer import VERSION_NAME, list_versions
@@ -116,6 +116,7 @@ def set_tag(store: Path, name: str, version: str | None = None, *, force: bool =
         InvalidSpecError: If the name cannot be one, or stands for another version and is not to
             be moved.
         StoreNotFoundError: If there is no such store, version or tag.
+        CorruptStoreError: If the folder of tags is a link.
     """
     if not _TAG_NAME.fullmatch(name):
         raise InvalidSpecError(
@@ -131,6 +132,7 @@ def set_tag(store: Path, name: str, version: str | None = None, *, force: bool =
                 f"tag {name!r} of {store} stands for {old.version}. Move it to {found}: "
                 f"trialshards tag {store} {name} {found} --force"
             )
+        refuse_link(path.parent)
         replace_file(path, canonical_json(tag._asdict()) + b"\n")
     return tag
 

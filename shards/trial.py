@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from shards.affine import Delivery, scope_kind
 from shards.clock import row_times
-from shards.errors import InvalidSpecError
+from shards.errors import CorruptStoreError, InvalidSpecError
 from shards.identity import pairs_digest
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Trial:
         It changes if and only if something does that a model could see of it.
         """
         if len(self.numbers) == 1:
-            return str(self._facts["digest"])
+            return str(self._facts.get("digest") or "")
         return pairs_digest((segment.id, segment.digest) for segment in self.segments)
 
     # Rows
@@ -131,8 +131,11 @@ class Trial:
             return values
         constants = self._read("offset", "scale")
         offset, scale = (np.full(values.shape[1], x, np.float32) for x in (0, 1))
-        offset[own] = np.asarray(constants["offset"], np.float32)[own]
-        scale[own] = np.asarray(constants["scale"], np.float32)[own]
+        for name, out in (("offset", offset), ("scale", scale)):
+            found = np.array(constants.get(name) or [], np.float32)
+            if found.shape != out.shape:
+                raise self._broken(f"{len(found)} of {name} for {len(out)} channels")
+            out[own] = found[own]
         physical: Float32 = values * scale + offset
         return physical
 
@@ -158,9 +161,11 @@ class Trial:
     @cached_property
     def categories(self) -> tuple[tuple[str, ...], ...]:
         """The trial's own words of each categorical column."""
-        if not self.store.manifest.codes:
-            return ()
-        return tuple(tuple(words) for words in self._read("categories")["categories"])
+        announced = self.store.manifest.codes
+        lists = self._read("categories").get("categories") or [] if announced else []
+        if len(lists) != len(announced) or None in lists:
+            raise self._broken(f"{len(lists)} lists of words for {len(announced)} columns")
+        return tuple(tuple(words) for words in lists)
 
     def texts(self) -> dict[str, pa.Array]:
         """Return each categorical column as text, `[rows]` utf8, null where missing."""
@@ -168,7 +173,10 @@ class Trial:
         if codes is None:
             return {}
         columns = zip(names, self.categories, codes.T, strict=True)
-        return {name: _decode(words, column) for name, words, column in columns}
+        try:
+            return {name: _decode(words, column) for name, words, column in columns}
+        except pa.ArrowException as error:
+            raise self._broken(f"codes without words ({error})") from error
 
     @property
     def time(self) -> npt.NDArray[np.float64] | None:
@@ -237,6 +245,9 @@ class Trial:
             return None
         if not math.isnan(step):
             return row_times(start, step, self.n_rows)
+        shard = self.store.manifest.shards[int(self.store.index.shard[self.number])]
+        if "time" not in shard.arrays and self.store.manifest.layout == "rows":
+            raise self._broken("irregular times that its shard does not hold")
         clock: npt.NDArray[np.float64] = self._rows("time")[:, 0]
         return clock
 
@@ -256,6 +267,12 @@ class Trial:
     @cached_property
     def _facts(self) -> Mapping[str, Any]:
         return self._read(*_FACTS)
+
+    def _broken(self, what: str) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self.store.path} {self.store.version}: trial {self.id!r} has {what}. "
+            f"Run: trialshards verify {self.store.path}"
+        )
 
     def _read(self, *columns: str) -> Mapping[str, Any]:
         return self.store.cold_index.facts(self.number, columns)

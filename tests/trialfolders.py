@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.build import BuildReport, build
+from pipeline.build import build
+from pipeline.outcome import BuildReport
 from pipeline.spec import DatasetSpec
 from shards import Store
+from shards.leases import WRITERS
 from shards.verify import verify_store
 
 Columns = dict[str, npt.NDArray[np.float64]]
@@ -222,11 +224,14 @@ def count_by_walking(n_rows: int, windows: Mapping[str, Any], ahead: int) -> int
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Return path -> SHA-256 of every file below a folder, but for the builder's own staging."""
+    """Return path -> SHA-256 of every file below a folder, but for the builder's own.
+
+    Those are its staging and the empty file that it locks.
+    """
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "staging"
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("staging", WRITERS)
     }
 
 

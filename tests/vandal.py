@@ -13,7 +13,6 @@ import xxhash
 from shards import Store
 from shards.identity import file_promise
 from shards.index import SCHEMA, index_to_bytes
-from shards.manifest import sign
 from shards.parts import write_part
 
 
@@ -75,5 +74,5 @@ def into_parts(store: Store) -> Store:
     document["parts"] = [vars(part)]
     document["format"]["minor"] = 2
     path.unlink()
-    path.write_bytes(json.dumps(sign(document), sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    path.write_bytes(sign_loosely(document))
     return Store(store.path)

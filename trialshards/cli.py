@@ -49,9 +49,15 @@ def build(spec: Path, store: Path, workers: int | None, refit: bool, fit: Path |
 
     Only files that are new or changed since the last version are read.
     """
+    from pipeline.settled import find_settled
+    from trialshards.report import print_build
+
+    # Before the stages are loaded, which takes longer than to look at ten thousand files.
+    if not refit and fit is None and (report := find_settled(spec, store)) is not None:
+        print_build(report)
+        return
     from pipeline.build import build as build_store
     from trialshards.progress import build_progress
-    from trialshards.report import print_build
 
     try:
         with build_progress() as on_progress:

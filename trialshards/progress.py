@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.build import Progress as BuildProgress
+    from pipeline.outcome import Progress as BuildProgress
 
 
 @contextmanager

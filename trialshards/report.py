@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pipeline.build import BuildReport
+    from pipeline.outcome import BuildReport
     from shards import Store
     from training import Evaluation, TrainConfig, TrainResult
 

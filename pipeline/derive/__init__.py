@@ -21,5 +21,3 @@ __all__ = [
     "derive_columns",
     "reach_of",
 ]
-
-VERSION = 2

@@ -11,10 +11,11 @@ import polars.selectors as cs
 from pipeline.derive.features import Clock, difference, lag, rolling_mean
 from pipeline.derive.plan import Derivations
 from pipeline.derive.sql import FAILURES, literal
+from pipeline.files import RefusedError, quote
 from pipeline.hooks import call_hook
 from pipeline.sections import Calendar, Derivation, Hook, SinceObserved, Sql
 from pipeline.sections.inputs import Difference, Lag, RollingMean
-from pipeline.trials import Float64, RefusedError, quote
+from pipeline.trials import Float64
 
 
 def derive_columns(

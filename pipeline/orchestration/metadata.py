@@ -16,10 +16,10 @@ from pipeline.catalog import Catalog
 from pipeline.causal import describe_lookahead
 from pipeline.commit import Commit
 from pipeline.delta import Changes
+from pipeline.files import Refusal, SourceFile
 from pipeline.orchestration.inline import picture
 from pipeline.orchestration.room import Room
 from pipeline.staging import BucketResult
-from pipeline.trials import Refusal, SourceFile
 from shards.reader import Store
 
 SHOWN_REFUSALS = 50

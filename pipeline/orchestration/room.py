@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import dagster as dg
 
-from pipeline.buckets import stage_versions
 from pipeline.catalog import count_buckets
+from pipeline.versions import STAGES
 from pipeline.workspace import Workspace, bucket_key
 from shards.writer import newest_version
 from training.config import TrainConfig
@@ -110,7 +110,7 @@ class Room:
 
 def pipeline_code_version() -> str:
     """Return what changes when a stage of the pipeline changes what it makes."""
-    return "-".join(f"{name}{number}" for name, number in stage_versions().items())
+    return "-".join(f"{name}{number}" for name, number in STAGES.items())
 
 
 def training_code_version() -> str:

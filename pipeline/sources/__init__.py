@@ -1,3 +1,1 @@
 """Readers of raw files, one file family each: bytes in, float64 tables and refusals out."""
-
-VERSION = 1

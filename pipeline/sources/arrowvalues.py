@@ -12,7 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.trials import Float64, RefusedError, quote
+from pipeline.files import RefusedError, quote
+from pipeline.trials import Float64
 
 _EXACT = 2**53
 """Below it float64 holds every integer."""

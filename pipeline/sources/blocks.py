@@ -15,6 +15,7 @@ from typing import NamedTuple
 import polars as pl
 import xxhash
 
+from pipeline.files import Refusal, RefusedError, SourceFile, count_of, quote
 from pipeline.sections.source import BlocksSpec
 from pipeline.sources.decompress import decompress
 from pipeline.sources.delimited import parse_files
@@ -28,7 +29,7 @@ from pipeline.sources.lines import (
     tidy_lines,
 )
 from pipeline.sources.rawfile import check_text, guard, read_stable, refusal_of
-from pipeline.trials import Float64, Refusal, RefusedError, SourceFile, Table, count_of, quote
+from pipeline.trials import Float64, Table
 
 _BLANKS = " \t"
 

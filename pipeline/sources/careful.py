@@ -12,10 +12,10 @@ from typing import NamedTuple
 import polars as pl
 from polars.exceptions import PanicException
 
+from pipeline.files import RefusedError, quote
 from pipeline.sources.joined import parse_joined, settle_numbers
 from pipeline.sources.lines import DelimitedLayout, Lines, field_count_error
 from pipeline.sources.rawfile import parse_error
-from pipeline.trials import RefusedError, quote
 
 
 class _Strings(NamedTuple):

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import xxhash
 from polars.exceptions import PanicException
 
+from pipeline.files import Refusal, RefusedError, SourceFile
 from pipeline.sources.arrowvalues import numbers_of, plain_column, texts_of
 from pipeline.sources.decompress import decompress
 from pipeline.sources.layout import positions_of
 from pipeline.sources.numpyfiles import npy_columns, npz_columns
 from pipeline.sources.rawfile import ReadRefusedError, parse_error, read_stable, refusal_of
-from pipeline.trials import NO_TEXT, Refusal, RefusedError, SourceFile, Table
+from pipeline.trials import NO_TEXT, Table
 
 LIMIT_BYTES = 4 * 2**30
 """What the wanted columns of one file may take in memory: a small file can promise any size."""

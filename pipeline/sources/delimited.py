@@ -13,6 +13,7 @@ import polars as pl
 import xxhash
 from polars.exceptions import PanicException
 
+from pipeline.files import Refusal, RefusedError, SourceFile
 from pipeline.loading import is_worth_loading
 from pipeline.sources.careful import blame, read_quoted
 from pipeline.sources.compiled import parse_numbers
@@ -25,7 +26,7 @@ from pipeline.sources.lines import (
 )
 from pipeline.sources.plainfiles import parse_plain_files
 from pipeline.sources.rawfile import guard, read_stable, refusal_of
-from pipeline.trials import NO_TEXT, Float64, Refusal, RefusedError, SourceFile, Table
+from pipeline.trials import NO_TEXT, Float64, Table
 
 __all__ = ["DelimitedLayout", "read_delimited"]
 

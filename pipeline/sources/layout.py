@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.trials import RefusedError, quote
+from pipeline.files import RefusedError, quote
 
 _SHOWN_NAMES = 10
 

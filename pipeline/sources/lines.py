@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from pipeline.files import RefusedError, SourceFile, quote
 from pipeline.sources.decompress import decompress
 from pipeline.sources.layout import Columns, DelimitedLayout, positions_of
 from pipeline.sources.rawfile import ReadRefusedError, check_text, decode_text, read_stable
-from pipeline.trials import RefusedError, SourceFile, quote
 
 csv.field_size_limit(2**31 - 1)  # of this process; its default takes long texts for stray quotes
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.files import RefusedError, count_of, quote
 from pipeline.sources import decompress
 from pipeline.sources.layout import positions_of
 from pipeline.sources.rawfile import ReadRefusedError, parse_error
-from pipeline.trials import RefusedError, count_of, quote
 
 _Array = npt.NDArray[Any]
 

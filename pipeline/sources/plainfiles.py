@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.files import RefusedError
 from pipeline.sources.compiled import parse_raw_files
 from pipeline.sources.decompress import is_compressed
 from pipeline.sources.layout import Columns, DelimitedLayout
 from pipeline.sources.lines import find_columns, split_top
 from pipeline.sources.rawfile import check_text, has_mark, is_utf8
-from pipeline.trials import Float64, RefusedError
+from pipeline.trials import Float64
 
 _MOST_TOPS = 16
 """Beyond so many headers in a batch, looking for the right one costs more than it saves."""

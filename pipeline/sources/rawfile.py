@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from pipeline.trials import Refusal, RefusedError, SourceFile
+from pipeline.files import Refusal, RefusedError, SourceFile
 
 P = ParamSpec("P")
 T = TypeVar("T")

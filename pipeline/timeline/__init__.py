@@ -10,8 +10,6 @@ from pipeline.timeline.arrange import Arranged, arrange_rows
 from pipeline.timeline.parse import check_format, parse_time
 from pipeline.timeline.parts import calendar_part, since_observed
 
-VERSION = 1
-
 __all__ = [
     "VERSION",
     "Arranged",

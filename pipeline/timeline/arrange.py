@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.files import RefusedError
 from pipeline.sections import TimeSpec
 from pipeline.timeline.groups import group_mean
 from pipeline.timeline.resample import resample_rows
-from pipeline.trials import Float64, Int64, RefusedError
+from pipeline.trials import Float64, Int64
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
+from pipeline.files import RefusedError, quote
 from pipeline.sections import TimeSpec
 from pipeline.sections.base import SECONDS
 from pipeline.timeline.shapes import Fields, read_shapes
 from pipeline.timeline.zones import check_zone, is_utc, to_utc, was_shown
-from pipeline.trials import Bool, Float64, Int64, RefusedError, quote
+from pipeline.trials import Bool, Float64, Int64
 from shards.errors import InvalidSpecError
 
 _ISO = re.compile(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.files import RefusedError
 from pipeline.timeline.groups import last_present
 from pipeline.timeline.zones import to_local
-from pipeline.trials import Bool, Float64, Int64, RefusedError
+from pipeline.trials import Bool, Float64, Int64
 
 _DAY = 86_400
 _YEARS = (-62_135_596_800, 253_402_300_799)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.files import RefusedError
 from pipeline.sections import ResampleSpec
 from pipeline.timeline.groups import group_last, group_mean, last_present, next_present
-from pipeline.trials import Float64, Int64, RefusedError
+from pipeline.trials import Float64, Int64
 
 _MOST_ROWS = 10_000_000
 _MOST_PER_ROW = 1_000

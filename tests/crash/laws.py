@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import shutil
@@ -27,6 +28,8 @@ from shards.writer import list_versions
 Picture = dict[str, tuple[str, ...]]
 """Version -> fingerprint, and a digest of all its batches; tag -> what it stands for."""
 
+SOAK = bool(os.environ.get("SOAK"))
+"""Whether every change is tried with every variant, as `make soak` does."""
 PORTIONS = (0.0, 0.5, 1.0)
 LOSSES: tuple[tuple[float, Callable[[int], bool]], ...] = (
     (0.0, lambda _: True),
@@ -59,6 +62,7 @@ def photograph(store: Path) -> Picture:
     key = "\n".join(sorted(seen))
     if key not in _SEEN:
         _SEEN[key] = _photograph(store)
+        gc.collect()  # or what was read just now counts as open
     return _SEEN[key]
 
 
@@ -137,11 +141,25 @@ class Outcome:
         case.then(store)
         return cls(case, old, new, photograph(store), machine.steps)
 
+    def moments(self, *, every: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the numbers of changes to die at, each with one variant; in the soak with all.
+
+        Args:
+            every: In the gate, take each so-many-th alone; and of what is removed from a folder
+                that has lost its name, every fifth.
+        """
+        for number, (kind, path) in enumerate(self.steps):
+            is_hidden = kind in ("unlink", "rmdir") and ".tmp-" in path
+            if SOAK:
+                yield from ((number, variant) for variant in range(len(LOSSES)))
+            elif number % (5 if is_hidden else every) == 0:
+                yield number, number
+
     def check_whole(self, store: Path) -> None:
         """The old versions are what they were, and a new one is there as a whole or not at all."""
         found = photograph(store)
         assert found.items() >= self.old.items()
-        assert found.items() <= {**photograph(self.case.before), **self.new}.items()
+        assert found.items() <= photograph(self.case.before).items() | self.new.items()
 
     def check_end(self, store: Path) -> None:
         """Done once more, it comes to the same end."""
@@ -159,16 +177,15 @@ class Outcome:
             self.check_whole(store)
             self.check_end(store)
 
-    def lose(self, number: int, variant: int) -> None:
-        """Die at a change by a power cut, with one of the `LOSSES`; after the last change, none."""
+    def lose(self, number: int | None, variant: int) -> None:
+        """Die at a change by a power cut, with one of the `LOSSES`; or when all is done."""
         with scratch() as work:
             store = self.case.copy(work / "store")
             machine = Machine(dies_at=number, portion=0.5, morgue=work / "morgue")
-            ended = machine.run(lambda: self.case.act(store))
-            assert ended == (number >= len(self.steps))
+            assert machine.run(lambda: self.case.act(store)) == (number is None)
             portion, is_lost = LOSSES[variant % len(LOSSES)]
             machine.cut_power(portion=portion, is_lost=is_lost)
-            if ended:
+            if number is None:  # who was told that it is done must not lose it
                 assert photograph(store) == self.new
             self.check_whole(store)
             self.check_end(store)

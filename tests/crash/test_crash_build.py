@@ -29,12 +29,14 @@ def test_the_case_makes_every_kind_of_change_and_a_new_version(outcome: Outcome)
 def test_a_build_killed_at_any_change_leaves_a_whole_store_and_the_next_ends_it(
     outcome: Outcome,
 ):
-    for number in range(len(outcome.steps)):
-        outcome.die(number, variant=number)
+    for number, variant in outcome.moments():
+        outcome.die(number, variant)
 
 
 def test_a_power_cut_at_any_change_of_a_build_leaves_a_whole_store_and_the_next_build_ends_it(
     outcome: Outcome,
 ):
-    for number in range(len(outcome.steps) + len(LOSSES)):
-        outcome.lose(number, variant=number)
+    for number, variant in outcome.moments():
+        outcome.lose(number, variant)
+    for variant in range(len(LOSSES)):
+        outcome.lose(None, variant)

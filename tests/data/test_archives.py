@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from loaders import TrialStream
-from pipeline.build import BuildReport, build
+from pipeline.build import build
+from pipeline.outcome import BuildReport
 from shards import Store
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from corpus import Case
 from reference_reader import Reading, bits_of, read_slowly
 
 from pipeline.build import build
+from pipeline.files import Refusal, SourceFile
 from pipeline.sources.delimited import DelimitedLayout, read_delimited
-from pipeline.trials import Refusal, SourceFile, Table
+from pipeline.trials import Table
 from shards import Store
 from shards.verify import verify_store
 

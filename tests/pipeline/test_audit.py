@@ -33,8 +33,8 @@ from pipeline.audit_store import check_bytes, check_finite, check_leaks, check_w
 from pipeline.build import build
 from pipeline.catalog import Catalog
 from pipeline.draft import draft_version
+from pipeline.files import Refusal, SourceFile
 from pipeline.fit import describe_lookahead
-from pipeline.trials import Refusal, SourceFile
 from pipeline.workspace import Workspace
 from shards import Store, WindowSpec
 from shards.identity import file_promise

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.files import SourceFile
 from pipeline.sections.source import BlocksSpec
 from pipeline.sources.blocks import read_blocks
 from pipeline.sources.delimited import read_delimited
 from pipeline.sources.lines import DelimitedLayout
-from pipeline.trials import SourceFile
 
 ROOT = Path(__file__).parents[2]
 PLACES = [Path(os.environ.get("TRIALSHARDS_DATA", "nowhere")), ROOT.parent / "shared" / "data"]

@@ -28,7 +28,8 @@ from trialfolders import (
     write_trials,
 )
 
-from pipeline.build import Progress, build
+from pipeline.build import build
+from pipeline.outcome import Progress
 from pipeline.recipe import Recipe
 from pipeline.spec import load_spec
 from shards import CommitConflictError, Store

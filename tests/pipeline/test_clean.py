@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.clean import Cleaned, clean_segments, clean_values, clip_outliers
+from pipeline.files import RefusedError
 from pipeline.sections import CleanSpec, OutlierSpec
-from pipeline.trials import RefusedError
 
 Values = npt.NDArray[np.float64]
 NAN = math.nan

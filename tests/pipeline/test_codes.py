@@ -20,7 +20,7 @@ from pipeline.codes import (
     fit_codes,
     fit_vocabularies,
 )
-from pipeline.trials import RefusedError
+from pipeline.files import RefusedError
 from shards.codes import clean_words, is_number, look_up, read_numbers
 
 # Any text that UTF-8 can hold.

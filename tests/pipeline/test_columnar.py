@@ -16,9 +16,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.files import SourceFile
 from pipeline.sources import columnar, decompress
 from pipeline.sources.columnar import ColumnarLayout, read_columnar
-from pipeline.trials import SourceFile
 
 
 def encode(kind, table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -33,11 +34,13 @@ from pipeline import draft as draft_module
 from pipeline.audit import Finding
 from pipeline.build import build
 from pipeline.catalog import bucket_of
-from pipeline.commit import Commit, commit_version
-from pipeline.ledger import CatalogNotFoundError, compare_catalogs, load_catalog
+from pipeline.commit import Commit, Work, commit_version
+from pipeline.delta import Changes, Delta
+from pipeline.ledger import CatalogNotFoundError, listing_digest
 from pipeline.workspace import BucketsMissingError, Workspace, files_of
 from shards import Store
 from shards.errors import CommitConflictError, TooManyQuarantinedError
+from shards.tombstone import tombstone_trials
 from shards.verify import verify_store
 from shards.writer import list_versions, newest_version
 
@@ -67,16 +70,33 @@ def open_space(root: Path) -> Workspace:
     return Workspace.open(root / "dataset.yaml", root / "store")
 
 
-def build_all(space: Workspace, buckets: Iterable[int] = range(4)) -> list[bool]:
-    """Build buckets of the catalog on disk; return which were reused."""
-    return [space.build_bucket(space.catalog(), bucket).reused for bucket in buckets]
+def delta_now(space: Workspace) -> Delta:
+    """Return what of the catalog on disk the newest version does not hold."""
+    return space.delta(space.catalog(), space.base())
+
+
+def build_all(space: Workspace, buckets: Iterable[int] = range(4)) -> list[int]:
+    """Build buckets of the catalog on disk; return how many files of each were read for it."""
+    delta, n_read = delta_now(space), []
+    for bucket in buckets:
+        found = space.build_bucket(delta, bucket)
+        n_read.append(0 if found.reused else len(found.files))
+    return n_read
+
+
+def work_now(space: Workspace) -> Work:
+    after, base = newest_version(space.store), space.base()
+    delta = space.delta(space.catalog(), base)
+    return Work(delta, space.staged_buckets(delta), base, after)
 
 
 def commit(space: Workspace) -> Commit:
-    found = space.catalog()
-    return commit_version(
-        space, found, space.staged_buckets(found), after=newest_version(space.store)
-    )
+    return commit_version(space, work_now(space))
+
+
+def changes_of(space: Workspace) -> Changes:
+    """Scan, and return what differs from the newest version."""
+    return space.delta(space.scan(), space.base()).changes
 
 
 def step_by_step(root: Path) -> Commit:
@@ -111,14 +131,16 @@ def test_buckets_in_any_order_again_and_in_other_runs_give_the_store_of_one_buil
     Workspace.open(spec, store).scan()
     for bucket in [*order, *again]:
         space = Workspace.open(spec, store)  # a run of its own
-        space.build_bucket(space.catalog(), bucket, n_workers=1 + bucket % 2)
+        space.build_bucket(delta_now(space), bucket, n_workers=1 + bucket % 2)
     for bucket in lost:  # a disk that was cleaned, and the bucket built again
         (Workspace.open(spec, store).staging(4) / f"{bucket}.arrow").unlink()
     space = Workspace.open(spec, store)
-    assert build_all(space) == [bucket not in lost for bucket in range(4)]
+    sizes = [len(files_of(space.catalog(), bucket)) for bucket in range(4)]
+    assert build_all(space) == [n if b in lost else 0 for b, n in enumerate(sizes)]
     outcome = commit(space)
     assert (outcome.version, outcome.published) == ("v0001", True)
     assert snapshot(store) == wanted
+    assert build_all(space) == [0] * 4
     assert (commit(space).version, commit(space).published) == ("v0001", False)
     assert snapshot(store) == wanted
 
@@ -128,7 +150,7 @@ import sys
 from pipeline.workspace import Workspace
 space = Workspace.open(*sys.argv[1:3])
 for bucket in sys.argv[3:]:
-    space.build_bucket(space.catalog(), int(bucket))
+    space.build_bucket(space.delta(space.catalog(), space.base()), int(bucket))
 """
 
 
@@ -231,12 +253,12 @@ def test_exactly_the_buckets_that_do_not_fit_are_named(
     stale -= missing
     for bucket in stale:
         touch_later(one_file_of(space, bucket))
-    found = space.scan()
+    delta = space.delta(space.scan(), None)
     if not missing | stale:
-        assert len(space.staged_buckets(found)) == 4
+        assert len(space.staged_buckets(delta)) == 4
         return
     with pytest.raises(BucketsMissingError) as caught:
-        space.staged_buckets(found)
+        space.staged_buckets(delta)
     assert named(caught.value) == ({f"b{b}" for b in missing}, {f"b{b}" for b in stale})
     again = ",".join(f"b{b}" for b in sorted(missing | stale))
     assert f"Materialize the partitions {again} of trial_shards" in str(caught.value)
@@ -265,15 +287,34 @@ def broken_file(root: Path) -> Path:
     return path
 
 
-def test_a_file_mended_after_the_catalog_is_in_the_version_without_a_new_scan(root: Path):
+def test_a_file_mended_after_its_bucket_was_built_is_read_again_without_a_new_scan(root: Path):
+    path = broken_file(root)
+    space = open_space(root)
+    space.scan()
+    build_all(space)
+    path.write_text(csv_text(TRIAL))
+    bucket = bucket_of("raw/g0/broken.csv", 4)
+    n_files = len(files_of(space.catalog(), bucket))
+    assert build_all(space) == [n_files if b == bucket else 0 for b in range(4)]
+    outcome = commit(space)
+    assert (outcome.version, outcome.counts["quarantined"]) == ("v0001", 0)
+    store = Store(space.store)
+    assert "g0/broken" in ids_of(store)
+    check_conservation(store)
+
+
+def test_a_file_mended_after_its_refusal_was_committed_comes_with_the_next_scan(root: Path):
     path = broken_file(root)
     space = open_space(root)
     space.scan()
     build_all(space)
     assert commit(space).counts["quarantined"] == 1
     path.write_text(csv_text(TRIAL))
+    assert build_all(space) == [0] * 4  # by the catalog, the version holds everything
+    assert not commit(space).published
+    assert changes_of(space).changed == ("raw/g0/broken.csv",)
     bucket = bucket_of("raw/g0/broken.csv", 4)
-    assert build_all(space) == [b != bucket for b in range(4)]
+    assert build_all(space) == [int(b == bucket) for b in range(4)]
     outcome = commit(space)
     assert (outcome.version, outcome.counts["quarantined"]) == ("v0002", 0)
     store = Store(space.store)
@@ -301,7 +342,7 @@ def test_a_mended_file_that_is_committed_is_no_change_any_more(root: Path):
     path.write_text(csv_text(TRIAL))
     build_all(space)
     commit(space)
-    assert not space.changes(space.scan())
+    assert not changes_of(space)
 
 
 def test_a_file_touched_after_its_bucket_is_committed_as_it_was_read(root: Path):
@@ -328,15 +369,14 @@ def test_a_file_that_is_new_since_the_catalog_comes_with_the_next_scan(root: Pat
     build_all(space)
     assert commit(space).published
     assert "g0/new" not in ids_of(Store(space.store))
-    found = space.scan()
-    assert space.changes(found).new == ("raw/g0/new.csv",)
+    assert changes_of(space).new == ("raw/g0/new.csv",)
     bucket = bucket_of("raw/g0/new.csv", 4)
     with pytest.raises(BucketsMissingError, match=f"b{bucket} built from other files"):
         commit(space)
-    assert build_all(space) == [b != bucket for b in range(4)]
+    assert build_all(space) == [int(b == bucket) for b in range(4)]
     assert commit(space).version == "v0002"
     assert "g0/new" in ids_of(Store(space.store))
-    assert not space.changes(space.scan())
+    assert not changes_of(space)
 
 
 def test_a_file_deleted_after_the_catalog_is_refused_and_leaves_with_the_next_scan(root: Path):
@@ -349,23 +389,50 @@ def test_a_file_deleted_after_the_catalog_is_refused_and_leaves_with_the_next_sc
     store = Store(space.store)
     assert quarantine_of(store) == {file.path: "unreadable"}
     check_conservation(store)
-    found = space.scan()
-    assert space.changes(found).gone == (file.path,)
-    with pytest.raises(BucketsMissingError, match="b1 built from other files"):
-        commit(space)
-    build_all(space, [1])
-    commit(space)
-    assert quarantine_of(Store(space.store)) == {}
-    assert not space.changes(space.scan())
+    assert not changes_of(space)  # no trial went with it
+    assert build_all(space) == [0] * 4
+    assert commit(space).version == "v0002"
+    store = Store(space.store)
+    assert quarantine_of(store) == {}
+    check_conservation(store)
+    assert not commit(space).published
+
+
+def test_a_deleted_file_leaves_with_the_next_scan_and_nothing_is_read_for_it(root: Path):
+    step_by_step(root)
+    space = open_space(root)
+    path = one_file_of(space, 1)
+    path.unlink()
+    assert changes_of(space).gone == (path.relative_to(root).as_posix(),)
+    assert build_all(space) == [0] * 4
+    shutil.rmtree(space.staging(4))  # nothing of it is needed
+    assert commit(space).version == "v0002"
+    store = Store(space.store)
+    assert len(ids_of(store)) == 11
+    assert path.stem not in {name[-3:] for name in ids_of(store)}
+    check_conservation(store)
+    assert verify_store(space.store) == []
+    assert not changes_of(space)
 
 
 def test_a_file_that_comes_back_after_its_bucket_was_built_is_read(root: Path):
     space = open_space(root)
+    files = files_of(space.scan(), 1)
+    hidden = (root / files[0].path).rename(root / "elsewhere")
+    build_all(space)
+    hidden.rename(root / files[0].path)  # same size, same time
+    assert build_all(space) == [0, len(files), 0, 0]
+    assert commit(space).counts["quarantined"] == 0
+
+
+def test_a_file_that_comes_back_after_its_refusal_was_committed_is_read(root: Path):
+    space = open_space(root)
     file = files_of(space.scan(), 1)[0]
     hidden = (root / file.path).rename(root / "elsewhere")
     build_all(space)
-    hidden.rename(root / file.path)  # same size, same time
-    assert build_all(space) == [True, False, True, True]
+    assert commit(space).counts["quarantined"] == 1
+    hidden.rename(root / file.path)  # same size, same time: the refusal says nothing of those
+    assert build_all(space) == [0, 1, 0, 0]
     assert commit(space).counts["quarantined"] == 0
 
 
@@ -380,7 +447,7 @@ def test_an_older_file_put_back_is_not_covered_by_the_newer_one(root: Path):
     step_by_step(root)
     path.write_bytes(backup[0])
     os.utime(path, ns=(backup[1], backup[1]))
-    assert space.changes(space.scan()).changed == (path.relative_to(root).as_posix(),)
+    assert changes_of(space).changed == (path.relative_to(root).as_posix(),)
     with pytest.raises(BucketsMissingError, match="b0 built from other files"):
         commit(space)
 
@@ -409,7 +476,7 @@ def assert_untouched(space: Workspace, before: dict[str, str]) -> None:
     assert snapshot(space.store / "versions") == before
     assert newest_version(space.store) == "v0001"
     assert verify_store(space.store) == []
-    assert space.changes(space.catalog())  # the last commit is still the first one
+    assert delta_now(space).changes  # the last commit is still the first one
 
 
 def test_too_many_refused_files_publish_nothing(root: Path):
@@ -451,17 +518,17 @@ def test_too_many_refused_files_are_told_even_where_the_others_make_no_draft(tmp
 
 def test_a_lost_bucket_publishes_nothing(root: Path):
     space, before = prepared(root)
-    found = space.catalog()
-    outcome = commit_version(space, found, space.staged_buckets(found)[1:], after="v0001")
+    work = work_now(space)
+    assert len(work.results) == 1
+    outcome = commit_version(space, dataclasses.replace(work, results=()))
     assert (outcome.version, failed(outcome)) == (None, {"conservation"})
     assert_untouched(space, before)
 
 
 def test_a_bucket_given_twice_publishes_nothing(root: Path):
     space, before = prepared(root)
-    found = space.catalog()
-    results = space.staged_buckets(found)
-    outcome = commit_version(space, found, [*results, results[0]], after="v0001")
+    work = work_now(space)
+    outcome = commit_version(space, dataclasses.replace(work, results=[*work.results] * 2))
     assert outcome.version is None
     assert "ids_unique" in failed(outcome)
     assert_untouched(space, before)
@@ -492,12 +559,46 @@ def test_any_failed_finding_publishes_nothing(root: Path, monkeypatch: pytest.Mo
     assert_untouched(space, before)
 
 
-def test_a_commit_from_an_old_version_conflicts(root: Path):
-    space, before = prepared(root)
-    found = space.catalog()
-    with pytest.raises(CommitConflictError, match="v0001"):
-        commit_version(space, found, space.staged_buckets(found), after=None)
-    assert_untouched(space, before)
+def overtaken(root: Path, *, changed: bool = False, **sections: Any) -> tuple[Workspace, Work]:
+    """Prepare a commit to an empty store, and let somebody else commit meanwhile."""
+    space = open_space(root)
+    space.scan()
+    build_all(space)
+    work = work_now(space)
+    if changed:
+        path = one_file_of(space, 0)
+        path.write_text(csv_text(TRIAL))
+        touch_later(path)
+    if sections:
+        change_spec(root, **sections)
+    assert step_by_step(root).version == "v0001"
+    return space, work
+
+
+def test_a_commit_of_a_file_that_somebody_else_committed_otherwise_conflicts(root: Path):
+    space, work = overtaken(root, changed=True)
+    before = snapshot(space.store / "versions")
+    with pytest.raises(CommitConflictError, match=r"v0001.*both touched 1 of the same files"):
+        commit_version(space, work)
+    assert snapshot(space.store / "versions") == before
+    assert verify_store(space.store) == []
+
+
+def test_a_commit_beside_one_of_another_specification_conflicts(root: Path):
+    space, work = overtaken(root, clean={"missing": "ffill"})
+    before = snapshot(space.store / "versions")
+    with pytest.raises(CommitConflictError, match="v0001 was committed by somebody else"):
+        commit_version(space, work)
+    assert snapshot(space.store / "versions") == before
+    assert verify_store(space.store) == []
+
+
+def test_a_commit_of_what_somebody_else_committed_publishes_nothing_more(root: Path):
+    space, work = overtaken(root)
+    before = snapshot(space.store / "versions")
+    outcome = commit_version(space, work)
+    assert (outcome.version, outcome.published) == ("v0001", False)
+    assert snapshot(space.store / "versions") == before
 
 
 # --- what a changed specification uses again ------------------------------------------------------
@@ -513,11 +614,12 @@ def test_a_commit_from_an_old_version_conflicts(root: Path):
         ({"clean": {"missing": "ffill"}}, False),
         ({"normalize": {"scope": "train"}}, False),
         ({"derive": {"z": "x+y"}}, False),
-        ({"shards": {"target_bytes": 100, "buckets": 4}}, False),
+        ({"shards": {"layout": "windows", "buckets": 4}}, False),
+        ({"shards": {"format": "parquet", "buckets": 4}}, False),
     ],
     ids=str,
 )
-def test_what_decides_the_content_of_a_bucket_builds_it_again(
+def test_what_decides_the_content_of_a_trial_reads_all_files_again(
     root: Path, change: dict[str, Any], reused: bool
 ):
     step_by_step(root)
@@ -527,7 +629,8 @@ def test_what_decides_the_content_of_a_bucket_builds_it_again(
     if not reused:
         with pytest.raises(BucketsMissingError, match="b0, b1, b2, b3 not built for this spec"):
             commit(space)
-    assert build_all(space) == [reused] * 4
+    sizes = [len(files_of(space.catalog(), bucket)) for bucket in range(4)]
+    assert build_all(space) == ([0] * 4 if reused else sizes)
     fresh = root / "fresh"
     report = build(root / "dataset.yaml", fresh)
     outcome = commit(space)
@@ -536,7 +639,27 @@ def test_what_decides_the_content_of_a_bucket_builds_it_again(
     assert old.fingerprint == new.fingerprint
     assert split_of(old) == split_of(new)
     assert old.fit == new.fit
-    assert (old.folder / "dataset.json").read_bytes() == (new.folder / "dataset.json").read_bytes()
+    assert snapshot(old.folder) == snapshot(new.folder)
+
+
+def test_shards_of_another_size_are_wanted_of_new_trials_alone(root: Path):
+    step_by_step(root)
+    before = Store(root / "store")
+    change_spec(root, shards={"target_bytes": 100, "buckets": 4})
+    space = open_space(root)
+    space.scan()
+    assert build_all(space) == [0] * 4
+    assert commit(space).version == "v0002"  # it says what it was asked for
+    after = Store(space.store)
+    assert after.fingerprint == before.fingerprint
+    assert after.manifest.shards == before.manifest.shards
+    for n in range(4):
+        write_trial(root, f"g9/t{n}", {name: xs[: n + 3] for name, xs in TRIAL.items()})
+    step_by_step(root)
+    kept = {entry.digest for entry in before.manifest.shards}
+    added = [entry for entry in Store(space.store).manifest.shards if entry.digest not in kept]
+    assert [entry.n_trials for entry in added] == [1] * 4
+    assert verify_store(space.store) == []
 
 
 @pytest.mark.parametrize(
@@ -578,7 +701,8 @@ def test_two_specifications_take_turns_in_one_store(root: Path):
         for path, n_channels in ((root / "dataset.yaml", 2), (other, 1)):
             space = Workspace.open(path, root / "store")
             space.scan()
-            assert build_all(space) == [turn == 1] * 4
+            sizes = [len(files_of(space.catalog(), bucket)) for bucket in range(4)]
+            assert build_all(space) == ([0] * 4 if turn else sizes)  # from its own staging
             assert commit(space).published
             assert len(Store(space.store).manifest.channels) == n_channels
     assert list_versions(root / "store") == ["v0001", "v0002", "v0003", "v0004"]
@@ -606,29 +730,85 @@ def test_a_written_number_of_buckets_wins(root: Path):
     assert space.scan().n_buckets == 4
 
 
-# --- the record of the last commit ----------------------------------------------------------------
+# --- what the newest version says of its files ----------------------------------------------------
 
 
-def test_the_last_commit_is_remembered_as_it_was_committed(root: Path):
+def test_what_was_committed_is_no_change_any_more(root: Path):
     space = open_space(root)
     found = space.scan()
-    assert len(space.changes(found).new) == 12
+    names = tuple(file.path for file in found.files)
+    assert delta_now(space).changes == Changes(new=names, changed=(), gone=(), n_same=0)
     build_all(space)
-    assert len(space.changes(found).new) == 12
+    assert delta_now(space).changes.new == names
     commit(space)
-    assert not compare_catalogs(load_catalog(space.committed, root), found)
-    assert not space.changes(found)
+    assert delta_now(space).changes == Changes((), (), (), n_same=12)
+    base = space.base()
+    assert base is not None
+    assert base.listing == listing_digest(found)
 
 
-def test_a_damaged_record_of_the_last_commit_stops_no_scan(root: Path):
-    step_by_step(root)
+def test_the_listing_of_a_version_is_that_of_the_catalog_whatever_was_refused(root: Path):
+    """The sensor compares the two: a version must not look like other files than it was made of."""
+    broken_file(root)
+    for folder in ("g0", "g1"):  # ids of the file names alone, so these two claim one
+        write_trial(root, f"{folder}/twice", TRIAL)
+    (root / "raw" / "g0" / ".hidden.csv").write_text("x,y\n1,2\n")
+    change_spec(root, source={"trial_id": r"[a-z0-9]+(?=\.csv$)|(?<=/)\w+$"})
     space = open_space(root)
-    space.committed.write_bytes(b"junk")
-    assert len(space.changes(space.scan()).new) == 12
+    found = space.scan()
+    assert {refusal.code for refusal in found.refusals} == {"duplicate_id"}
+    build_all(space)
+    assert commit(space).counts["quarantined"] == 3
+    base = space.base()
+    assert base is not None
+    assert base.listing == listing_digest(found) == listing_digest(space.scan())
+    (root / "raw" / "g0" / "twice.csv").unlink()
+    assert base.listing != listing_digest(space.scan())
+
+
+DAMAGED = {
+    "index": lambda store: store.folder / "index.arrow",
+    "quarantine": lambda store: store.folder / "quarantine.parquet",
+    "part": lambda store: next((store.path / "parts").iterdir()),
+    "shard": lambda store: next((store.path / "shards").rglob("values/c/0/0")),
+    "manifest": lambda store: store.folder / "dataset.json",
+}
+
+
+@pytest.mark.parametrize("which", DAMAGED)
+def test_a_damaged_newest_version_stops_no_build_and_nothing_is_taken_from_it(
+    root: Path, which: str
+):
+    step_by_step(root)
+    before = Store(root / "store")
+    path = DAMAGED[which](before)
+    path.write_bytes(path.read_bytes()[:-9])
+    shutil.rmtree(root / "store" / "staging")
+    space = open_space(root)
+    assert len(changes_of(space).new) == 12
+    sizes = [len(files_of(space.catalog(), bucket)) for bucket in range(4)]
+    assert build_all(space) == sizes
+
+
+@pytest.mark.parametrize("which", sorted(DAMAGED.keys() - {"manifest"}))
+def test_a_trial_that_was_taken_out_stays_out_where_the_newest_version_is_damaged(
+    root: Path, which: str
+):
+    step_by_step(root)
+    store = Store(root / "store")
+    tombstone_trials(store.path, ["g1/t04"], "sensor came loose")
+    path = DAMAGED[which](Store(store.path))
+    path.write_bytes(path.read_bytes()[:-9])
+    shutil.rmtree(root / "store" / "staging")
+    step_by_step(root)
+    assert "g1/t04" not in ids_of(Store(root / "store"))
 
 
 def test_a_store_whose_staging_was_removed_goes_on(root: Path):
     step_by_step(root)
     shutil.rmtree(root / "store" / "staging")
-    outcome = step_by_step(root)
+    space = open_space(root)
+    assert not changes_of(space)
+    assert build_all(space) == [0] * 4
+    outcome = commit(space)
     assert (outcome.version, outcome.published) == ("v0001", False)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import loading
+from pipeline.files import SourceFile
 from pipeline.sources import delimited
 from pipeline.sources.compiled import parse_numbers
 from pipeline.sources.delimited import DelimitedLayout, read_delimited
-from pipeline.trials import SourceFile
 
 NULLS = ("", "NA", "NaN", "nan", "null")
 NAN_BITS = 0x7FF8000000000000

@@ -10,9 +10,9 @@ import pytest
 import xxhash
 from delimited_reference import bits, bits_of, reference
 
+from pipeline.files import QUOTE_LIMIT, SourceFile
 from pipeline.sources import delimited
 from pipeline.sources.delimited import DelimitedLayout, read_delimited
-from pipeline.trials import QUOTE_LIMIT, SourceFile
 
 PLAIN = DelimitedLayout(",", numeric=("x", "y"), text=("tag",))
 GOOD = b"tag,x,y\nleft,1.5,-2e-3\nright,NA,0.1\n"

@@ -11,9 +11,9 @@ from delimited_reference import bits, bits_of, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.files import SourceFile
 from pipeline.sources.delimited import DelimitedLayout, read_delimited
 from pipeline.sources.lines import trim_blanks
-from pipeline.trials import SourceFile
 
 NUMERIC, TEXT = ("x", "y", "z"), ("tag",)
 MISSING = ("", "NA", "NaN", "nan", "null")

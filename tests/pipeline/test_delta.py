@@ -15,7 +15,7 @@ from trialfolders import make_spec
 
 from pipeline.catalog import Catalog
 from pipeline.delta import TOMBSTONE, compare_with_base
-from pipeline.trials import Refusal, SourceFile
+from pipeline.files import Refusal, SourceFile
 from shards.manifest import Tombstone
 
 ROOT = Path("somewhere")

@@ -25,10 +25,10 @@ from pipeline.derive import (
     check_calendar,
     derive_columns,
 )
+from pipeline.files import RefusedError
 from pipeline.sections import Derivation
 from pipeline.spec import load_spec
 from pipeline.timeline import calendar_part, since_observed
-from pipeline.trials import RefusedError
 from shards import Store
 from shards.errors import InvalidSpecError, TooManyQuarantinedError
 

@@ -20,9 +20,9 @@ from pipeline.derive import (
     reach_of,
 )
 from pipeline.derive.reach import ROW_FUNCTIONS
+from pipeline.files import RefusedError
 from pipeline.sections import Derivation
 from pipeline.timeline import calendar_part, since_observed
-from pipeline.trials import RefusedError
 from shards.errors import InvalidSpecError
 
 TEXT = (Path(__file__).parents[2] / "docs" / "derive.md").read_text()

@@ -11,8 +11,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.derive import Derivations, check_causal, derive_columns, reach_of
+from pipeline.files import RefusedError
 from pipeline.sections import Derivation
-from pipeline.trials import RefusedError
 from shards.errors import InvalidSpecError
 
 FRAME = pl.DataFrame({"t": [0.0, 1.0, 3.0], "x": [3.0, None, 0.5], "w": ["a", "b", None]})

@@ -17,8 +17,8 @@ from corpus_checks import Outcome, check_build, disagreement, read_batch, time_l
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.files import Refusal
 from pipeline.sources.delimited import DelimitedLayout
-from pipeline.trials import Refusal
 
 EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "25"))
 FILES_PER_EXAMPLE = 160

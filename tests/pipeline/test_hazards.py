@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from trialfolders import build_checked, write_spec
 
-from pipeline.trials import Refusal
+from pipeline.files import Refusal
 from shards import Store
 
 GOOD_ROWS = [[1.5, -2.0], [3.0, 0.25], [4.0, 5.0]]

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.catalog import Catalog
+from pipeline.files import Refusal, SourceFile
 from pipeline.ledger import (
     CatalogNotFoundError,
     listing_digest,
     load_catalog,
     save_catalog,
 )
-from pipeline.trials import Refusal, SourceFile
 from shards.errors import CorruptStoreError
 
 ROOT = Path("somewhere")

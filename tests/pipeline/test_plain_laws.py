@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from trialfolders import make_spec
 
 from pipeline import kernels, loading, normalize, plain, prepare
+from pipeline.files import SourceFile
 from pipeline.finish import FinishedBatch
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
-from pipeline.trials import SourceFile
 
 CHANNELS = ("x", "y", "z")
 FAULTS = ("oops", "1e39", "-inf", "", "NaN", " 1.5", '"2.5"', "1,2", "0.1234567890123456789012345")

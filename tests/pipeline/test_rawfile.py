@@ -11,11 +11,11 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.files import RefusedError, SourceFile
 from pipeline.sources import decompress as module
 from pipeline.sources.decompress import decompress
 from pipeline.sources.lines import DelimitedLayout, read_lines
 from pipeline.sources.rawfile import check_text, decode_text
-from pipeline.trials import RefusedError, SourceFile
 
 TEXT = b"t,x\n" + b"".join(b"%d,%d.5\n" % (i, i * i) for i in range(300))
 

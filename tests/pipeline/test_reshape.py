@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import reshape
+from pipeline.files import RefusedError, SourceFile
 from pipeline.reshape import pivot_table, split_table
 from pipeline.sections.source import PivotSpec
 from pipeline.sources.delimited import read_delimited
 from pipeline.sources.lines import DelimitedLayout
-from pipeline.trials import RefusedError, SourceFile, Table
+from pipeline.trials import Table
 
 ROOT = Path(__file__).parents[2]
 PLACES = [Path(os.environ.get("TRIALSHARDS_DATA", "nowhere")), ROOT.parent / "shared" / "data"]

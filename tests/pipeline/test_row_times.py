@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trialfolders import build_checked, make_spec, write_spec, write_trial
 
+from pipeline.files import SourceFile
 from pipeline.finish import FinishedBatch
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
-from pipeline.trials import SourceFile
 from shards import Store
 from shards.clock import Float64, regular_step, row_times
 

@@ -17,6 +17,7 @@ from trialfolders import write_spec, write_trial, write_trials
 from pipeline import buckets as buckets_module
 from pipeline import staging as staging_module
 from pipeline.delta import Delta
+from pipeline.files import Refusal, SourceFile
 from pipeline.filetable import files_to_table
 from pipeline.staging import (
     KEPT_SECONDS,
@@ -28,7 +29,6 @@ from pipeline.staging import (
     write_staged,
     write_tables,
 )
-from pipeline.trials import Refusal, SourceFile
 from pipeline.workspace import Workspace
 
 NAMES = ["a", "b/c", "ü", "d,e=f"]

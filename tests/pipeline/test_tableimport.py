@@ -397,7 +397,7 @@ def test_metadata_of_something_else_say_nothing(tmp_path):
 
 def test_columns_of_an_export_may_be_gone(tmp_path):
     options = ImportOptions("run", targets=("site",), length=8)
-    import_table(write_table(tmp_path / "a.parquet"), tmp_path / "one", options)
+    import_table(write_table(tmp_path / "a.parquet", n_trials=20), tmp_path / "one", options)
     export_store(tmp_path / "one", tmp_path / "out")
     (file, *_) = sorted((tmp_path / "out").iterdir())
     whole = pq.read_table(file)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.tables
+from pipeline.files import RefusedError
 from pipeline.sections import ColumnAttribute, RunsAttribute, TableAttribute
 from pipeline.tables import JoinedTables, read_tables, runs_value
-from pipeline.trials import RefusedError
 from shards.errors import InvalidSpecError
 
 

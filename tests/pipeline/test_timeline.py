@@ -11,9 +11,9 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
+from pipeline.files import RefusedError
 from pipeline.sections import TimeSpec
 from pipeline.timeline import arrange_rows, calendar_part, check_format, parse_time, since_observed
-from pipeline.trials import RefusedError
 from shards.errors import InvalidSpecError
 
 Values = npt.NDArray[np.float64]

@@ -16,9 +16,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pipeline.files import RefusedError
 from pipeline.sections import ResampleSpec, TimeSpec
 from pipeline.timeline import arrange_rows, calendar_part, parse_time, since_observed
-from pipeline.trials import RefusedError
 from shards.clock import regular_step
 
 Values = npt.NDArray[np.float64]

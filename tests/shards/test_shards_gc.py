@@ -156,6 +156,30 @@ def test_what_others_have_put_into_a_store_is_left_alone(store):
         assert (store / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["shards", "parts", "versions", "staging", "tags"])
+def test_nothing_goes_through_a_link_that_leads_out_of_the_store(store, tmp_path, name):
+    away = tmp_path / "elsewhere"
+    (store / name).mkdir(exist_ok=True)
+    (store / name).rename(away)
+    (away / ".tmp-1-abc").mkdir()
+    (store / name).symlink_to(away)
+    before = tree(away)
+    with pytest.raises(CorruptStoreError, match="is a link"):
+        gc_store(store, keep=1)
+    assert tree(away) == before
+
+
+def test_a_linked_folder_of_staged_buckets_is_left_alone(store, tmp_path):
+    away = tmp_path / "elsewhere"
+    (away / ".tmp-1-abc").mkdir(parents=True)
+    (away / "0.arrow").write_text('{"digest": "' + "0" * 32 + '"}')
+    (store / "staging").mkdir(exist_ok=True)
+    (store / "staging" / "plan").symlink_to(away)
+    before = tree(away)
+    gc_store(store, keep=1)
+    assert tree(away) == before
+
+
 def test_leftovers_of_killed_writers_go(store):
     for folder in ("", "shards", "parts", "versions", "staging", "staging/plan"):
         temporary = store / folder / ".tmp-1-abc"

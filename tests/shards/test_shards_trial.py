@@ -15,7 +15,7 @@ from knownstores import Known, known_store
 from stores import coded_values, make_store
 
 import shards.coldrows
-from shards import InvalidSpecError, Trial, TrialNotFoundError, open_store
+from shards import CorruptStoreError, InvalidSpecError, Trial, TrialNotFoundError, open_store
 from shards.identity import pairs_digest
 from shards.manifest import TargetSchema
 
@@ -274,3 +274,19 @@ def test_the_table_of_trials_has_attributes_as_plain_columns(tmp_path):
         assert not any(pa.types.is_nested(kind) for kind in everything.schema.types)
         with pytest.raises(InvalidSpecError, match=r"column is 'subjct'.*subject"):
             store.trials("subjct")
+
+
+def test_facts_that_contradict_the_manifest_are_a_corrupt_store(tmp_path):
+    normalize = {"method": "zscore", "scope": "trial"}
+    store = known_store(tmp_path / "a", [Known("a")], normalize=normalize)  # no offset, no scale
+    with pytest.raises(CorruptStoreError, match=r"trial 'a' has 0 of offset for 2 channels"):
+        store["a"].physical()
+    odd = known_store(tmp_path / "b", [Known("a", 4, clock=[0.0, 1.0, 5.0, 6.0])])["a"]
+    (shard,) = odd.store.manifest.shards
+    object.__setattr__(shard, "arrays", {"values": shard.arrays["values"]})
+    with pytest.raises(CorruptStoreError, match="irregular times"):
+        odd.time  # noqa: B018
+    coded = text_store(tmp_path / "c", [TextTrial([["x"]])], text_spec({"grip": "embed"}))["t0000"]
+    vars(coded)["categories"] = ((),)
+    with pytest.raises(CorruptStoreError, match="codes without words"):
+        coded.texts()
