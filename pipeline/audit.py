@@ -164,14 +164,18 @@ def _splits_disjoint(spec: DatasetSpec, trials: pa.Table) -> Finding:
     groups = trials["trial" if "trial" in trials.column_names else "id"]
     if spec.split.by != "trial":
         groups = trials["attributes"].combine_chunks().field(spec.split.by)
-    pairs = pa.table({"group": groups, "split": splits}).group_by(["group", "split"]).aggregate([])
-    sides = pairs.group_by("group").aggregate([("split", "count")])
-    torn = sides.filter(pc.greater(sides["split_count"], 1))["group"].to_pylist()
-    torn = sorted(str(group) for group in torn)
+    n_groups, torn = trials.num_rows, list[str]()
+    if spec.split.by != "trial" or "trial" in trials.column_names:  # else each row is a group
+        pairs = pa.table({"group": groups, "split": splits})
+        sides = pairs.group_by(["group", "split"]).aggregate([]).group_by("group")
+        counted = sides.aggregate([("split", "count")])
+        n_groups = counted.num_rows
+        several = counted.filter(pc.greater(counted["split_count"], 1))["group"]
+        torn = sorted(str(group) for group in several.to_pylist())
     counts = {c["values"]: c["counts"] for c in pc.value_counts(splits).to_pylist()}
     counts = dict(sorted(counts.items()))
     shown = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    said = f"{sides.num_rows:,} groups by {spec.split.by}, each in one split: {shown} trials."
+    said = f"{n_groups:,} groups by {spec.split.by}, each in one split: {shown} trials."
     if torn:
         said = (
             f"{count_of(len(torn), 'group')} by {spec.split.by} in more than one split, such as "

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 INDEX_COLUMNS = ("id", "digest", "source", "n_rows", "shard", "row_start")
 """What a bucket says of its segments beside their cold rows; with gaps also `trial`."""
 CATALOG_STAGE = "catalog"
+_FEW = 500
+"""Ids that are faster to look up one by one than to join."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,25 @@ class Base:
 
         lost = pc.is_in(cold["source"], value_set=pa.array(sorted(gone), pa.utf8()))
         return table.filter(pc.invert(lost))
+
+    def rows_of(self, ids: pa.ChunkedArray) -> pa.Table:
+        """Return `digest`, `shard` and `row_start` of some ids in order; null where it has none."""
+        import pyarrow.compute as pc
+
+        index = self.store.index
+        if len(ids) <= _FEW:
+            at = pa.array([index.find(trial_id) for trial_id in ids.to_pylist()], pa.int64())
+        else:
+            at = pc.index_in(ids.combine_chunks(), value_set=index.ids)
+        place = at.fill_null(0)
+        shards = pa.array([entry.digest for entry in self.manifest.shards])
+        return pa.table(
+            {
+                "digest": self._cold["digest"].take(at),
+                "shard": shards.take(pa.array(index.shard).take(place)),
+                "row_start": pa.array(index.row_start).take(place),
+            }
+        )
 
 
 def _time_of(manifest: Manifest) -> dict[str, Any]:

@@ -104,15 +104,18 @@ def keep_equal(merged: Merged, base: Base | None) -> Merged:
     """
     if base is None or not base.reusable:
         return merged
-    old = base.rows(())
-    place = pc.index_in(merged.index["id"], value_set=old["id"].combine_chunks())
-    found = place.fill_null(0)
-    same = pc.and_kleene(
-        pc.is_valid(place), pc.equal(old["digest"].take(found), merged.index["digest"])
-    )
+    old_parts = pa.array([entry.digest for entry in base.manifest.parts], pa.utf8())
+    new = pc.invert(pc.is_in(merged.index["part"], value_set=old_parts))
+    fresh = merged.index.filter(new).select(["id", "digest"])
+    old = base.rows_of(fresh["id"])
+    same = pc.equal(old["digest"], fresh["digest"]).fill_null(False)
+    if not pc.any(same).as_py():
+        return merged
     index = merged.index
     for name in ("shard", "row_start"):
-        column = pc.if_else(same, old[name].take(found), index[name])
+        own = pc.filter(index[name], new)
+        kept = pc.if_else(same, old[name], own).combine_chunks()
+        column = pc.replace_with_mask(index[name].combine_chunks(), new.combine_chunks(), kept)
         index = index.set_column(index.schema.get_field_index(name), name, column)
     shards = {entry.digest: entry for entry in base.manifest.shards}
     return Merged(merged.store, index, {**merged.shards, **shards}, merged.parts)
