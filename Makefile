@@ -66,8 +66,10 @@ bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/dagster.py
 	$(BIN)/python bench/ingest.py --many 100000
 
-soak: setup  ## the long trials of the tests: 10,000 damaged files, read and built
+soak: setup  ## the long trials of the tests: 10,000 damaged files, 200 killed builds, every crash
 	$(BIN)/python tests/soak/ingest.py --count 10000 --out bench/results/soak_ingest.json
+	$(BIN)/python tests/soak/kills.py --count 200 --out bench/results/soak_kills.json
+	SOAK=1 $(BIN)/python -m pytest tests/crash
 
 screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 	$(BIN)/python tests/web/screenshots.py

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
 from pipeline.canvas import LEGEND, new_figure, plain, render_png, trace
-from pipeline.storedrows import BLOCK_ROWS, row_blocks
+from pipeline.storedrows import BLOCK_ROWS, Window, row_blocks, rows_ahead, rows_of_window
 from pipeline.trials import Bool, Float32
 from shards import InvalidSpecError, Store
 from shards.windows import Int64, window_rows
@@ -167,7 +167,7 @@ def sample_windows(store: Store, *, n: int = 4, seed: int = 0) -> bytes:
     return render_png(figure, entries)
 
 
-def draw_windows(store: Store, n: int, seed: int) -> list[tuple[int, int, int]]:
+def draw_windows(store: Store, n: int, seed: int) -> list[Window]:
     """Return `(trial, first row, valid rows)` of `n` train windows, each equally likely."""
     index, splits = store.index, store.manifest.splits
     train = np.flatnonzero(index.split == (splits.index("train") if "train" in splits else -1))
@@ -177,13 +177,16 @@ def draw_windows(store: Store, n: int, seed: int) -> list[tuple[int, int, int]]:
     place = np.searchsorted(ends, chosen, side="right")
     number = chosen - (ends - n_windows)[place]
     start, n_valid = window_rows(index.n_rows[train[place]], number, store.manifest.windows)
-    return list(zip(train[place].tolist(), start.tolist(), n_valid.tolist(), strict=True))
+    columns = train[place].tolist(), start.tolist(), n_valid.tolist()
+    return [Window(*window) for window in zip(*columns, strict=True)]
 
 
-def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: list[int]) -> None:
+def _draw_window(axes: Axes, store: Store, window: Window, shown: list[int]) -> None:
     (trial, start, n_valid), spec, target = window, store.manifest.windows, store.manifest.target
-    values = store.delivery.apply(_rows_ahead(store, window), trial)
-    seen = _seen(store, _rows(store, window, "observed" if store.manifest.observed else "values"))
+    values = store.delivery.apply(rows_ahead(store, window), trial)
+    seen = _seen(
+        store, rows_of_window(store, window, "observed" if store.manifest.observed else "values")
+    )
     first = n_valid + spec.horizon - 1
     for column, color in zip(shown, COLORS, strict=False):
         line = values[:, column]
@@ -198,40 +201,13 @@ def _draw_window(axes: Axes, store: Store, window: tuple[int, int, int], shown: 
             start + first - 0.5, start + len(values) - 0.5, color=PALE, alpha=0.5, zorder=0
         )
     elif target.kind == "per_step":
-        trace(axes.twinx(), start, _rows(store, window, "targets")[:, 0], INK)
+        trace(axes.twinx(), start, rows_of_window(store, window, "targets")[:, 0], INK)
     else:
         label, classes = float(store.index.label[trial]), target.classes
         named = f"{label:g}" if classes is None or np.isnan(label) else plain(classes[int(label)])
         title += f": {plain(target.columns[0])} = {named}"
     axes.set_title(title, fontsize=8)
     axes.set_xlabel("row", fontsize=8)
-
-
-def _rows(store: Store, window: tuple[int, int, int], array: str) -> npt.NDArray[Any]:
-    """Return `[valid rows, columns]` of a window as stored."""
-    (trial, start, n_valid), spec = window, store.manifest.windows
-    stored = store.trial_stored(trial, array)
-    if store.manifest.layout == "rows":
-        return stored[start : start + n_valid]
-    return stored[start // spec.stride].reshape(spec.length, -1)[:n_valid]
-
-
-def _rows_ahead(store: Store, window: tuple[int, int, int]) -> Float32:
-    """Return stored `[rows, channels]` of a window, and those that its target needs behind it.
-
-    In layout windows the latter are NaN but for what is forecast.
-    """
-    (trial, start, n_valid), spec, target = window, store.manifest.windows, store.manifest.target
-    if store.manifest.layout == "rows":
-        return np.asarray(store.trial_stored(trial)[start : start + n_valid + spec.ahead])
-    names = [channel.name for channel in store.manifest.channels]
-    rows = np.full((n_valid + spec.ahead, len(names)), np.nan, np.float32)
-    rows[:n_valid] = _rows(store, window, "values")
-    if target.kind == "forecast":
-        ahead = store.trial_stored(trial, "targets")[start // spec.stride]
-        columns = [names.index(name) for name in target.columns]
-        rows[n_valid + spec.horizon - 1 :, columns] = ahead.reshape(spec.steps, len(columns))
-    return rows
 
 
 def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> bytes:
@@ -276,7 +252,8 @@ def uneven_channel(store: Store) -> int:
     nothing of a normalization: it comes last but for one without values.
     """
     trials = stored_trials(store, 64)
-    levels, spreads = np.ma.masked_all((2, len(trials), len(store.manifest.channels)))
+    nothing = np.full((len(trials), len(store.manifest.channels)), np.nan)
+    levels, spreads = np.ma.masked_invalid(nothing), np.ma.masked_invalid(nothing)
     for place in by_shard(store, trials).tolist():
         trial = int(trials[place])
         rows = slice(None, None, int(store.index.n_rows[trial]) // 1000 + 1)

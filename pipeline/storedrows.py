@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
+from shards.reader import Float32, Store
 from shards.windows import WindowSpec
 
 BLOCK_ROWS = 2**16
 """Rows looked at at once: what is unpacked or copied of a long trial stays small."""
+
+
+class Window(NamedTuple):
+    """A window of a version: trial number, its first row there, and how many rows are valid."""
+
+    trial: int
+    start: int
+    n_valid: int
 
 
 def row_blocks(
@@ -42,3 +52,31 @@ def row_blocks(
     for first in range(0, len(cut), step):
         yield cut[first : first + step, :n_fresh].reshape(-1, n_columns)
     yield cut[-1, n_fresh:n_valid]
+
+
+def rows_of_window(store: Store, window: Window, array: str) -> npt.NDArray[Any]:
+    """Return `[valid rows, columns]` of a window as stored."""
+    (trial, start, n_valid), spec = window, store.manifest.windows
+    stored = store.trial_stored(trial, array)
+    if store.manifest.layout == "rows":
+        return stored[start : start + n_valid]
+    cut: npt.NDArray[Any] = stored[start // spec.stride].reshape(spec.length, -1)
+    return cut[:n_valid]
+
+
+def rows_ahead(store: Store, window: Window) -> Float32:
+    """Return stored `[rows, channels]` of a window, and those that its target needs behind it.
+
+    In layout windows the latter are NaN but for what is forecast.
+    """
+    (trial, start, n_valid), spec, target = window, store.manifest.windows, store.manifest.target
+    if store.manifest.layout == "rows":
+        return np.asarray(store.trial_stored(trial)[start : start + n_valid + spec.ahead])
+    names = [channel.name for channel in store.manifest.channels]
+    rows = np.full((n_valid + spec.ahead, len(names)), np.nan, np.float32)
+    rows[:n_valid] = rows_of_window(store, window, "values")
+    if target.kind == "forecast":
+        ahead = store.trial_stored(trial, "targets")[start // spec.stride]
+        columns = [names.index(name) for name in target.columns]
+        rows[n_valid + spec.horizon - 1 :, columns] = ahead.reshape(spec.steps, len(columns))
+    return rows

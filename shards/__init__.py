@@ -9,11 +9,13 @@ from shards.errors import (
     TrialNotFoundError,
     TrialShardsError,
 )
+from shards.manifest import FORMAT_VERSION
 from shards.reader import Store, open_store
 from shards.trial import Trial
 from shards.windows import WindowSpec
 
 __all__ = [
+    "FORMAT_VERSION",
     "CommitConflictError",
     "CorruptStoreError",
     "FormatVersionError",

@@ -54,8 +54,7 @@ def _write_error(path: Path, code: int) -> StoreWriteError:
     if True in names:  # a name that nobody has seen or will see
         path = Path(*path.parts[: names.index(True)])
     error = StoreWriteError(
-        f"{path}: {what} ({os.strerror(code)}). Committed versions are whole and unchanged. "
-        f"{advice}"
+        f"{path}: {what} ({os.strerror(code)}). Committed versions are whole. {advice}"
     )
     error.errno = code
     return error
@@ -112,10 +111,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder in `folder` that every reader ignores; whatever is left of it goes at the end.
-
-    Who is killed leaves it behind; `remove_leftovers` takes that away.
-    """
+    """Make a folder in `folder` that every reader ignores, and remove it if it is left there."""
     make_folder(folder)
     temporary = temporary_name(folder)
     with _explained(temporary):
@@ -129,8 +125,8 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 def remove_leftovers(store: Path, older_than_seconds: float) -> None:
     """Remove temporary names that nobody has touched for so long: their writers were killed."""
-    folders = [store, *(store / name for name in _FOLDERS)]
-    for folder in (*folders, *(store / "staging").glob("[!.]*/")):
+    folders = (*(store / name for name in _FOLDERS), *(store / "staging").glob("[!.]*/"))
+    for folder in (store, *folders):
         for path in folder.glob(".tmp-*"):
             with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
                 if time.time() - path.lstat().st_mtime > older_than_seconds:
@@ -212,8 +208,8 @@ def sync_store(store: Path) -> None:
 
     Who wrote a shard has done so already, unless it was killed between the rename and that.
     """
-    for folder in (store / "shards", store / "parts", store):
-        if folder.is_dir():
+    for folder in (store / "shards", store / "parts", store / "versions", store, store.parent):
+        if folder.is_dir() and os.access(folder, os.R_OK):
             sync_folder(folder)
 
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.disk import open_lock, require_writable
+from shards.disk import open_lock, require_writable, sync_store
 from shards.errors import CorruptStoreError, StoreBusyError
 from shards.safety import JSON_BYTES, walk_to
 
@@ -54,7 +54,7 @@ class Lease:
         if not _is_at(descriptor, manifest):
             raise FileNotFoundError(f"{manifest} was removed while it was being opened")
         with open(descriptor, "rb", closefd=False) as file:
-            self.content = file.read(JSON_BYTES + 1)
+            self.content = file.read(size + 1)  # no more: what it asks for is allocated at once
 
 
 @contextlib.contextmanager
@@ -68,6 +68,7 @@ def building(store: Path) -> Iterator[None]:
     with _open(store / WRITERS) as descriptor:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH)
+        sync_store(store)  # what a killed one published, this one may find and rely on
         yield
 
 
@@ -130,7 +131,7 @@ def refuse_link(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise CorruptStoreError(
-            f"{folder} is a link; wanted a folder of its own. Copy what it points at into its place."
+            f"{folder} is a link; wanted a folder. Copy what it points at into its place."
         )
 
 

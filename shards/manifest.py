@@ -9,11 +9,11 @@ from typing import Any
 import xxhash
 
 from shards.affine import is_first_minor, parse_entries
-from shards.errors import CorruptStoreError, FormatVersionError
+from shards.errors import CorruptStoreError, FormatVersionError, TrialShardsError
 from shards.identity import FORMAT_MAJOR, canonical_json
 from shards.layout import wanted_arrays
-from shards.schema import Channel, EncodedInput, PartEntry, ShardEntry, TargetSchema, Tombstone
 from shards.safety import check_promise, parse_json, text, truth, whole
+from shards.schema import Channel, EncodedInput, PartEntry, ShardEntry, TargetSchema, Tombstone
 from shards.windows import WindowSpec
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT_MINOR = 2
+FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+"""The newest format that this code writes; it reads all of this major up to it, and beyond."""
 LAYOUTS = ("rows", "windows")
 CONTAINERS = ("zarr", "parquet")
 COLD = "trials.parquet"
@@ -97,24 +99,24 @@ class Manifest:
             origin: Its path, for messages.
 
         Raises:
-            FormatVersionError: If the format is newer than this reader, or not ours.
+            FormatVersionError: If the format is newer than this reader, or not ours; of a newer
+                minor, if it says what this reader does not know.
             CorruptStoreError: If it is not what SPEC section 3 describes.
         """
+        document: Any = None
         try:
             document = parse_json(raw, unique=False)
             _check_format(document["format"], origin)
-            if document["layout"] not in LAYOUTS or document["container"] not in CONTAINERS:
-                raise ValueError(f"layout is not one of {LAYOUTS}, or container of {CONTAINERS}")
             if raw != canonical_json(sign(document)) + b"\n":
                 raise ValueError("its xxh3_128 is not that of its content")
+            for name, known in (("layout", LAYOUTS), ("container", CONTAINERS)):
+                if document[name] not in known:
+                    raise ValueError(f"{name} is {document[name]!r}; wanted one of {known}")
             return _consistent(cls._from_document(document))
+        except FormatVersionError:
+            raise
         except _UNREADABLE as error:
-            if isinstance(error, FormatVersionError):
-                raise
-            raise CorruptStoreError(
-                f"{origin} is not a manifest of this format ({type(error).__name__}: {error}). "
-                "Restore the file, or open another version."
-            ) from error
+            raise _refusal(document, error, raw, origin) from error
 
     @classmethod
     def _from_document(cls, document: Mapping[str, Any]) -> Manifest:
@@ -260,9 +262,38 @@ def _check_encoded(manifest: Manifest) -> None:
             raise ValueError(f"{where} names one twice: {entries}")
 
 
+_KNOWS = f"this reader knows trialshards up to {FORMAT_VERSION}"
+_UPGRADE = "pip install -U trialshards"
+
+
+def _written(got: Mapping[str, Any]) -> str:
+    return f"{got.get('name')} {got.get('major')}.{got.get('minor')}"
+
+
 def _check_format(got: Mapping[str, Any], origin: str) -> None:
     if got.get("name") != "trialshards" or whole(got["major"], "format.major", 1) > FORMAT_MAJOR:
         raise FormatVersionError(
-            f"{origin} has format {got.get('name')} {got.get('major')}.{got.get('minor')}; this "
-            f"reader knows trialshards up to {FORMAT_MAJOR}.x. Upgrade: pip install -U trialshards"
+            f"{origin} has format {_written(got)}; {_KNOWS}. Upgrade: {_UPGRADE}"
         )
+
+
+def _refusal(document: Any, error: Exception, raw: bytes, origin: str) -> TrialShardsError:
+    """Return the error of what cannot be read: is it newer, or broken?"""
+    why = f"({type(error).__name__}: {error})"
+    try:
+        written, minor = _written(document["format"]), whole(document["format"]["minor"], "minor")
+        intact = raw == canonical_json(sign(document)) + b"\n"
+    except _UNREADABLE:
+        return CorruptStoreError(
+            f"{origin} is not a manifest of this format {why}. "
+            "Restore the file, or open another version."
+        )
+    if intact and minor > FORMAT_MINOR:
+        return FormatVersionError(
+            f"{origin} has format {written}, and says what this reader cannot deliver {why}; "
+            f"{_KNOWS}. Upgrade: {_UPGRADE}"
+        )
+    return CorruptStoreError(
+        f"{origin} is not a manifest of this format {why}. It has format {written}; {_KNOWS}. "
+        f"Restore the file, or open another version. If a newer trialshards wrote it: {_UPGRADE}."
+    )

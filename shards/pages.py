@@ -27,6 +27,7 @@ _MOST_NESTED = 8
 _CODECS = ("UNCOMPRESSED", "SNAPPY", "ZSTD")
 _ENCODINGS = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 8: "RLE_DICTIONARY", 9: "SPLIT"}
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+_REPEATED = 2
 _U32 = struct.Struct("<I")
 
 MostOf = Callable[[Any, Any, int], tuple[int, int]]
@@ -78,29 +79,56 @@ def read_footer(path: Path, raw: Any) -> pq.FileMetaData:
     if n_bytes > min(size - 12, _MOST_FOOTER):
         raise ValueError(f"its footer claims {n_bytes} bytes")
     footer = raw[size - 8 - n_bytes : size - 8]
-    nodes = CompactReader(footer, 0, n_bytes).struct(until=2).get(2, [])
-    if not isinstance(nodes, list) or len(nodes) > _MOST_NODES:
+    fields = CompactReader(footer, 0, n_bytes).struct(until=4)
+    nodes, groups = fields.get(2, []), fields.get(4, [])
+    if not isinstance(nodes, list) or len(nodes) > _MOST_NODES or not isinstance(groups, list):
         raise ValueError("its schema is no list, or too long a one")
-    _check_depth(nodes)
+    _check_histograms(groups, _leaf_levels(nodes))
     with pq.ParquetFile(path) as file:
         return file.metadata
 
 
-def _check_depth(nodes: list[Any]) -> None:
-    """Refuse a schema nested deeper than the stack of a decoder that walks it by recursion."""
-    open_nodes = [1]
-    for node in nodes:
-        while open_nodes and open_nodes[-1] == 0:
-            open_nodes.pop()
+def _leaf_levels(nodes: list[Any]) -> list[tuple[int, int]]:
+    """Return how many repetition and definition levels each leaf of a schema has.
+
+    Raises:
+        ValueError: If it is nested deeper than the stack of a decoder that walks it by recursion.
+    """
+    leaves, above = [], [[1, 0, 0]]
+    for number, node in enumerate(nodes):
+        while above and above[-1][0] == 0:
+            above.pop()
         children = node.get(5, 0) if isinstance(node, dict) else -1
-        if not open_nodes or type(children) is not int or not 0 <= children < len(nodes):
+        if not above or type(children) is not int or not 0 <= children < len(nodes):
             raise ValueError("its schema is no tree")
-        open_nodes[-1] -= 1
-        open_nodes.append(children)
-        if len(open_nodes) > _MOST_NESTED + 2:
+        kind = node.get(3, 0) if number else 0  # the root has none
+        repeats, defines = above[-1][1] + (kind == _REPEATED), above[-1][2] + (kind != 0)
+        above[-1][0] -= 1
+        above.append([children, repeats, defines])
+        if len(above) > _MOST_NESTED + 2:
             raise ValueError(f"its schema is nested more than {_MOST_NESTED} deep")
-    if any(open_nodes):
+        if not children and number:
+            leaves.append((repeats, defines))
+    if any(left for left, _, _ in above):
         raise ValueError("its schema is no tree")
+    return leaves
+
+
+def _check_histograms(groups: list[Any], levels: list[tuple[int, int]]) -> None:
+    """Refuse level histograms of other sizes than the schema has levels: Arrow aborts over them."""
+    for group in groups:
+        chunks = group.get(1) if isinstance(group, dict) else None
+        if not isinstance(chunks, list) or len(chunks) != len(levels):
+            raise ValueError("a row group has not the columns of the schema")
+        for chunk, most in zip(chunks, levels, strict=True):
+            meta = chunk.get(3) if isinstance(chunk, dict) else None
+            if not isinstance(meta, dict):
+                raise ValueError("a column says nothing of itself")  # noqa: TRY004 - of a document
+            sizes = meta.get(16, {})
+            for field, level in zip((2, 3), most, strict=True):
+                counts = sizes.get(field, []) if isinstance(sizes, dict) else None
+                if not isinstance(counts, list) or len(counts) not in (0, level + 1):
+                    raise ValueError("a column has a histogram of other levels than its schema")
 
 
 def check_pages(raw: Any, meta: pq.FileMetaData, most_of: MostOf) -> None:

@@ -21,14 +21,13 @@ from shards.errors import (
     TrialNotFoundError,
 )
 from shards.index import HotIndex, open_index
-from shards.manifest import COLD
-from shards.identity import file_promise
 from shards.index_checks import contradictions
 from shards.lookup import TrialLookup
+from shards.manifest import COLD
 from shards.maps import FileRange, check_rows, chunk_file, map_shards
 from shards.parquetfile import read_cold
 from shards.parts import read_parts
-from shards.safety import check_file, parse_json, read_inside
+from shards.safety import check_bytes, check_file, parse_json, read_inside
 from shards.tags import open_version
 
 Float32 = npt.NDArray[np.float32]
@@ -87,8 +86,7 @@ class Store(TrialLookup):
         path = self.folder / "fit.json"
         try:
             raw = read_inside(self.path, path)
-            if file_promise(raw) != self.manifest.files["fit.json"]:
-                raise ValueError("its bytes are not those the manifest promises")
+            check_bytes(raw, self.manifest.files["fit.json"])
             return parse_json(raw)
         except ValueError as error:
             raise _corrupt(path, error) from error

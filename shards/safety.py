@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
+
 from shards.errors import CorruptStoreError
 
 JSON_BYTES = 64 * 2**20
@@ -89,12 +91,12 @@ def read_inside(root: Path, path: Path, *, most_bytes: int = JSON_BYTES) -> byte
         )
     try:
         with open_inside(path) as file:
-            raw = file.read(most_bytes + 1)
+            raw = file.read(size + 1)  # no more: what is asked for is allocated at once
     except OSError as error:
         raise CorruptStoreError(
             f"{path} cannot be read ({error}). Mend its permissions."
         ) from error
-    if len(raw) > most_bytes:
+    if len(raw) > size:
         raise CorruptStoreError(f"{path} grows while it is read. Restore it from a copy.")
     return raw
 
@@ -172,6 +174,16 @@ def truth(value: Any, what: str) -> bool:
     if type(value) is not bool:
         raise ValueError(f"{what} is {str(value)[:40]}; wanted true or false")
     return value
+
+
+def check_bytes(raw: bytes, promise: Mapping[str, Any]) -> None:
+    """Refuse bytes that are not those of a promised file.
+
+    Raises:
+        ValueError: If they are others.
+    """
+    if (len(raw), xxhash.xxh3_128_hexdigest(raw)) != (promise["size_bytes"], promise["xxh3_128"]):
+        raise ValueError(f"its bytes are not those the manifest promises: {dict(promise)}")
 
 
 def check_promise(promise: Mapping[str, Any], what: str) -> None:

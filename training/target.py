@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,9 +16,11 @@ from training.config import TrainConfig
 from training.model import last_seen
 
 Float64 = npt.NDArray[np.float64]
+Moments = tuple[Float64, Float64, Float64]
 BINARY = "binary_cross_entropy"
 # Windows that tell how much a channel changes over the horizon; more would not move the scale.
 N_SAMPLE = 4096
+_MOMENTS = ("count", "shift", "sum", "sum_sq")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def _check_target(kind: str, config: TrainConfig, loss: str) -> None:
 def check_binary(store: Store, *splits: str | None) -> None:
     """Refuse targets per step that are neither 0 nor 1 nor missing.
 
+    In layout windows rows that lie in no window are not stored, and so not looked at; no batch
+    has them.
+
     Raises:
         InvalidSpecError: Naming the first such trial, column and value.
     """
@@ -148,8 +154,9 @@ def change_scale(train: TrialStream, base: tuple[int, ...]) -> Float64:
 def target_statistics(store: Store, split: str) -> tuple[Float64, Float64]:
     """Return float64 `(mean, sd)` per target column over a split, physical units.
 
-    They come from `fit.json`; a store that holds none is read once. A column that never varies has
-    sd 1.
+    They come from `fit.json`, else from what the cold index says of each trial's targets: either is
+    the same for every layout and container. A store that says neither is read once; in layout
+    windows that leaves out the rows that lie in no window. A column that never varies has sd 1.
     """
     fitted = store.fit.get("target")
     if fitted and fitted.get("mean"):
@@ -162,7 +169,7 @@ def target_statistics(store: Store, split: str) -> tuple[Float64, Float64]:
     return mean, np.where(np.isfinite(sd) & (sd > 0), sd, 1.0)
 
 
-def _moments(store: Store, split: str) -> tuple[Float64, Float64, Float64]:
+def _moments(store: Store, split: str) -> Moments:
     """Return count, sum and sum of squared deviations per target column, trial by trial.
 
     Trials are merged with Chan, Golub & LeVeque (1979): no E[x^2] - E[x]^2, no pass over all rows
@@ -170,16 +177,49 @@ def _moments(store: Store, split: str) -> tuple[Float64, Float64, Float64]:
     """
     numbers = np.flatnonzero(store.index.split == store.split_code(split))
     per_step = store.manifest.target.kind == "per_step"
+    said = _said_moments(store, numbers) if per_step else None
     count, total, squares = np.zeros((3, len(store.manifest.target.columns)))
+    for n, part, own in _measured(store, numbers) if said is None else zip(*said, strict=True):
+        gap = np.where(n > 0, part / np.maximum(n, 1) - total / np.maximum(count, 1), 0)
+        squares += own + gap**2 * count * n / np.maximum(count + n, 1)
+        count, total = count + n, total + part
+    return count, total, squares
+
+
+def _measured(store: Store, numbers: npt.NDArray[np.int64]) -> Iterator[Moments]:
+    """Yield count, sum and sum of squared deviations, `[K]`, of the targets of each trial."""
+    per_step = store.manifest.target.kind == "per_step"
     for number in numbers.tolist():
         label = store.index.label[number : number + 1, None]
         values = np.asarray(store.trial_rows(number, "targets") if per_step else label, np.float64)
         there = np.isfinite(values)
-        n = there.sum(axis=0)
+        n = there.sum(axis=0).astype(np.float64)
         part = np.where(there, values, 0).sum(axis=0)
-        centre = part / np.maximum(n, 1)
-        own = np.where(there, values - centre, 0) ** 2
-        gap = np.where(n > 0, centre - total / np.maximum(count, 1), 0)
-        squares += own.sum(axis=0) + gap**2 * count * n / np.maximum(count + n, 1)
-        count, total = count + n, total + part
-    return count, total, squares
+        own = np.where(there, values - part / np.maximum(n, 1), 0) ** 2
+        yield n, part, own.sum(axis=0)
+
+
+def _said_moments(store: Store, numbers: npt.NDArray[np.int64]) -> Moments | None:
+    """Return the same of all trials, `[trials, K]`, as the build measured it (SPEC section 9).
+
+    None if the cold index does not say it: its moments are of the channels, then the targets.
+    """
+    if not set(_MOMENTS) <= set(store.cold_index.types):
+        return None
+    table = store.cold(*_MOMENTS).take(numbers)
+    n_channels, n_targets = len(store.manifest.channels), len(store.manifest.target.columns)
+    lists = [table[name].combine_chunks() for name in _MOMENTS]
+    width = n_channels + n_targets
+    if any((column.value_lengths().fill_null(0).to_numpy() != width).any() for column in lists):
+        return None
+    count, shift, total, squares = (
+        column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)[:, n_channels:]
+        for column in lists
+    )
+    there = count > 0
+    n = np.maximum(count, 1)
+    return (
+        count,
+        np.where(there, count * shift + total, 0),
+        np.where(there, np.maximum(squares - total**2 / n, 0), 0),
+    )

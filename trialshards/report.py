@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -18,12 +19,15 @@ SHOWN_REFUSALS = 20
 
 def describe_store(store: Store) -> dict[str, Any]:
     """Return what `inspect --json` prints; keys are stable."""
+    from shards.shape import describe_shape
+
     manifest = store.manifest
     counts, windows = manifest.counts, manifest.counts["windows"]
     by_split = counts.get("trials_by_split", {})
     return {
         "name": manifest.name,
         "version": store.version,
+        **_formats(store),
         "fingerprint": manifest.fingerprint,
         "n_files": counts["files"],
         "n_trials": counts["trials"],
@@ -47,7 +51,16 @@ def describe_store(store: Store) -> dict[str, Any]:
         "normalization": dict(manifest.normalization),
         "n_shards": len(manifest.shards),
         "n_bytes": sum(shard.n_bytes for shard in manifest.shards),
+        **describe_shape(store),
     }
+
+
+def _formats(store: Store) -> dict[str, str]:
+    """Return the format the version was written in, and the newest that this reader knows."""
+    from shards import FORMAT_VERSION
+
+    said = json.loads((store.folder / "dataset.json").read_bytes())["format"]
+    return {"format": f"{said['major']}.{said['minor']}", "reader_format": FORMAT_VERSION}
 
 
 def _count_files(about: dict[str, Any]) -> str:
@@ -70,6 +83,11 @@ def print_store(store: Store) -> None:
     )
     console.print(f"fingerprint {about['fingerprint']}", highlight=False, soft_wrap=True)
     console.print(
+        f"format {about['format']}; this reader knows {about['reader_format']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
         _count_files(about),
         highlight=False,
         soft_wrap=True,
@@ -87,11 +105,31 @@ def print_store(store: Store) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    _print_shape(console, about)
     console.print(_split_table(about["splits"]))
     _print_lookahead(console, about["normalization"].get("lookahead", []))
     # Not pq.read_table, which imports pyarrow.dataset, and so pandas where that is installed.
     with pq.ParquetFile(store.folder / "quarantine.parquet") as quarantine:
         _print_quarantine(console, quarantine.read().to_pylist())
+
+
+def _print_shape(console: Console, about: dict[str, Any]) -> None:
+    """Print how the version is stored, and what was done to it by hand."""
+    parts = about["n_parts"]
+    shown = f"{about['layout']}, {about['container']}: {about['n_stored']:,} {about['layout']}"
+    dead = f"{about['n_dead']:,} of them of no trial any more ({about['dead_share']:.1%})"
+    cold = f"cold index in {parts} part{'s' * (parts > 1)}" if parts else "cold index in one file"
+    lines = [f"layout {shown} stored, {dead}; {cold}"]
+    if about["fit"] == "given":
+        lines.append("fit.json was given, not fitted on these trials")
+    if about["n_read_again"]:
+        lines.append(f"files that the next build reads again: {about['n_read_again']:,}")
+    stones = about["tombstones"]
+    lines += [f"taken out by hand: {s['id']}  {s['reason']}" for s in stones[:SHOWN_REFUSALS]]
+    if len(stones) > SHOWN_REFUSALS:
+        lines.append(f"... and {len(stones) - SHOWN_REFUSALS:,} more, in inspect --json")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_build(report: BuildReport) -> None:

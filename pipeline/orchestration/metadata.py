@@ -21,6 +21,7 @@ from pipeline.orchestration.inline import picture
 from pipeline.orchestration.room import Room
 from pipeline.staging import BucketResult
 from shards.reader import Store
+from shards.shape import describe_shape
 
 SHOWN_REFUSALS = 50
 SHOWN_TRIALS = 20
@@ -159,6 +160,7 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
         "shards": len(store.manifest.shards),
         "shard_bytes": n_bytes,
         "source_bytes": counts["source_bytes"],
+        **_shape(store),
         "store": dg.MetadataValue.path(str(store.path)),
         "trial_lengths": picture(pictures.length_histogram(store)),
         "missing_values": picture(pictures.missing_map(store)),
@@ -170,6 +172,15 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
         **({"looks_ahead": dg.MetadataValue.md(_bullets(ahead))} if ahead else {}),
         **_quarantine(commit.refusals),
     }
+
+
+def _shape(store: Store) -> Metadata:
+    """Say how a version is stored, and what of it no trial needs any more."""
+    about = describe_shape(store)
+    facts = {name: about[name] for name in ("layout", "container")}
+    facts |= {"dead_share": round(about["dead_share"], 4), "parts": about["n_parts"]}
+    stones = [{key: s[key] for key in ("id", "source", "reason")} for s in about["tombstones"]]
+    return facts | {"taken_out": len(stones)} | _table("tombstones", stones[:SHOWN_REFUSALS])
 
 
 def failed_findings(findings: Iterable[Finding]) -> str:

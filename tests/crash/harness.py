@@ -149,6 +149,10 @@ class Machine:
         assert self._disk is not None
         self._disk.cut_power(portion, is_lost)
 
+    def revive(self) -> None:
+        """Start again after a death that was none of the disk's: it still knows what it knew."""
+        self.dead, self._dies_at = False, None
+
     @contextlib.contextmanager
     def running(self) -> Iterator[Machine]:
         """Have every change of a store go through this machine."""

@@ -190,6 +190,18 @@ class Outcome:
             self.check_whole(store)
             self.check_end(store)
 
+    def lose_later(self, number: int, variant: int) -> None:
+        """Be killed at a change, go on, and lose power when all is done: nothing is lost."""
+        with scratch() as work:
+            store = self.case.copy(work / "store")
+            machine = Machine(dies_at=number, morgue=work / "morgue")
+            assert not machine.run(lambda: self.case.act(store))
+            machine.revive()
+            assert machine.run(lambda: self.case.act(store))
+            portion, is_lost = LOSSES[variant % len(LOSSES)]
+            machine.cut_power(portion=portion, is_lost=is_lost)
+            assert photograph(store) == self.new
+
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:

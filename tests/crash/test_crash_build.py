@@ -6,7 +6,7 @@ A death is a `kill -9`, or a power cut that loses what was not forced to the dis
 from __future__ import annotations
 
 import pytest
-from laws import LOSSES, Case, Corpus, Outcome
+from laws import LOSSES, SOAK, Case, Corpus, Outcome
 
 
 @pytest.fixture(scope="module", params=["first build", "second build"])
@@ -40,3 +40,9 @@ def test_a_power_cut_at_any_change_of_a_build_leaves_a_whole_store_and_the_next_
         outcome.lose(number, variant)
     for variant in range(len(LOSSES)):
         outcome.lose(None, variant)
+
+
+def test_a_power_cut_after_a_build_that_ended_a_killed_one_loses_nothing(outcome: Outcome):
+    for number, variant in outcome.moments():
+        if SOAK or outcome.steps[number - 1][0] in ("mkdir", "rename"):
+            outcome.lose_later(number, variant if SOAK else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,12 +33,15 @@ from trialfolders import (
 from pipeline.audit import Finding, audit_draft, audit_quarantine
 from pipeline.audit_store import check_bytes, check_finite, check_leaks, check_windows
 from pipeline.build import build
-from pipeline.catalog import Catalog
+from pipeline.causal import describe_lookahead
+from pipeline.delta import Delta
 from pipeline.draft import draft_version
 from pipeline.files import Refusal, SourceFile
-from pipeline.fit import describe_lookahead
+from pipeline.merge import merge
+from pipeline.staging import BucketResult
 from pipeline.workspace import Workspace
 from shards import Store, WindowSpec
+from shards.errors import CorruptStoreError
 from shards.identity import file_promise
 from shards.index import index_to_bytes
 from shards.version import VersionDraft
@@ -60,17 +65,23 @@ class Audited:
     """What `audit_draft` is given."""
 
     space: Workspace
-    catalog: Catalog
+    delta: Delta
+    results: tuple[BucketResult, ...]
+    trials: pa.Table
     draft: VersionDraft
     refusals: tuple[Refusal, ...]
 
     def findings(self, **changes: Any) -> dict[str, Finding]:
         now = dataclasses.replace(self, **changes)
-        found = audit_draft(now.space.spec, now.catalog, now.draft, now.refusals)
+        found = audit_draft(
+            now.space.spec, now.delta, now.results, now.trials, now.draft, now.refusals
+        )
         return {finding.name: finding for finding in found}
 
-    def with_trials(self, trials: pa.Table) -> dict[str, Finding]:
-        return self.findings(draft=dataclasses.replace(self.draft, trials=trials))
+    def with_result(self, number: int, **fields: Any) -> tuple[BucketResult, ...]:
+        results = list(self.results)
+        results[number] = dataclasses.replace(results[number], **fields)
+        return tuple(results)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +92,13 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     clean = {"missing": "drop"}
     spec = write_spec(root, **GROUPS, clean=clean, shards={"buckets": 2}, max_quarantined=0.5)
     space = Workspace.open(spec, root / "store")
-    found = space.scan()
-    results = [space.build_bucket(found, bucket) for bucket in range(2)]
+    delta = space.delta(space.scan(), None)
+    results = tuple(space.build_bucket(delta, bucket) for bucket in range(2))
     refusals = tuple(r for result in results for r in result.refusals)
-    draft = draft_version(space.spec, found, results, refusals, space.store)
-    return Audited(space, found, draft, refusals)
+    merged = merge(space.store, None, delta, results)
+    assert merged is not None
+    draft, trials = draft_version(space.spec, space.plan, delta, merged, refusals)
+    return Audited(space, delta, results, trials, draft, refusals)
 
 
 def failing(findings: dict[str, Finding]) -> set[str]:
@@ -107,25 +120,42 @@ def test_a_good_draft_passes_and_tells_its_numbers(audited: Audited):
 
 
 def test_a_lost_file_is_named(audited: Audited):
-    found = audited.with_trials(audited.draft.trials.slice(1))
+    rows = audited.results[0].rows
+    assert rows is not None
+    path = rows["source"][0].as_py()
+    trials = audited.trials.filter(pc.not_equal(audited.trials["source"], path))
+    found = audited.findings(results=audited.with_result(0, rows=rows.slice(1)), trials=trials)
     assert failing(found) == {"conservation"}
-    path = audited.draft.trials["source"][0].as_py()
     assert f"1 file lost, such as {path}." in found["conservation"].message
     assert "Materialize catalog and trial_shards again" in found["conservation"].message
 
 
+def test_a_trial_that_was_built_and_is_in_no_version_is_found(audited: Audited):
+    assert failing(audited.findings(trials=audited.trials.slice(1))) == {"conservation"}
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_files_that_are_taken_over_are_counted(audited: Audited, more: int):
+    """Nobody looks at them one by one; a version must hold as many as there are."""
+    delta = dataclasses.replace(audited.delta, n_files=audited.delta.n_files + more)
+    assert failing(audited.findings(delta=delta)) == {"conservation"}
+
+
 def test_a_file_that_the_catalog_does_not_know_is_named(audited: Audited):
-    fewer = dataclasses.replace(audited.catalog, files=audited.catalog.files[1:])
-    found = audited.findings(catalog=fewer)
+    fewer = dataclasses.replace(audited.delta, read=audited.delta.read[1:])
+    found = audited.findings(delta=fewer)
     assert failing(found) == {"conservation"}
-    path = audited.catalog.files[0].path
+    path = audited.delta.read[0].path
     assert f"unknown to the catalog, such as {path}" in found["conservation"].message
 
 
 def test_a_file_that_is_accepted_and_refused_is_named(audited: Audited):
-    path = audited.draft.trials["source"][0].as_py()
-    more = (*audited.refusals, Refusal(path, "clean", "x", "y"))
-    found = audited.findings(refusals=more)
+    rows = audited.results[0].rows
+    assert rows is not None
+    path = rows["source"][0].as_py()
+    refused = Refusal(path, "clean", "x", "y")
+    results = audited.with_result(0, refusals=(*audited.results[0].refusals, refused))
+    found = audited.findings(results=results, refusals=(*audited.refusals, refused))
     assert failing(found) == {"conservation"}
     assert f"1 file twice, such as {path}." in found["conservation"].message
 
@@ -136,9 +166,9 @@ def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
 
 
 def test_rows_that_vanish_are_found(audited: Audited):
-    n_rows = audited.draft.trials["n_rows"].to_pylist()
+    n_rows = audited.trials["n_rows"].to_pylist()
     n_rows[0] -= 1
-    found = audited.with_trials(replaced(audited.draft.trials, "n_rows", n_rows))
+    found = audited.findings(trials=replaced(audited.trials, "n_rows", n_rows))
     assert failing(found) == {"conservation"}
     counts = {**audited.draft.counts, "rows_dropped": {}}
     found = audited.findings(draft=dataclasses.replace(audited.draft, counts=counts))
@@ -146,18 +176,18 @@ def test_rows_that_vanish_are_found(audited: Audited):
 
 
 def test_an_id_that_occurs_twice_is_named(audited: Audited):
-    ids = audited.draft.trials["id"].to_pylist()
+    ids = audited.trials["id"].to_pylist()
     ids[1] = ids[0]
-    found = audited.with_trials(replaced(audited.draft.trials, "id", ids))
+    found = audited.findings(trials=replaced(audited.trials, "id", ids))
     assert "ids_unique" in failing(found)
     assert f"1 trial id more than once, such as {ids[0]}." in found["ids_unique"].message
     assert "source.trial_id" in found["ids_unique"].message
 
 
 def test_a_group_in_two_splits_is_named(audited: Audited):
-    trials = audited.draft.trials
+    trials = audited.trials
     splits = ["train", *["test"] * (trials.num_rows - 1)]
-    found = audited.with_trials(replaced(trials, "split", splits))
+    found = audited.findings(trials=replaced(trials, "split", splits))
     assert failing(found) == {"splits_disjoint"}
     group = trials["attributes"][0].as_py()["group"]
     said = found["splits_disjoint"].message
@@ -165,19 +195,24 @@ def test_a_group_in_two_splits_is_named(audited: Audited):
     assert "Mend split in dataset.yaml" in said
 
 
-def files(n: int) -> tuple[SourceFile, ...]:
-    return tuple(SourceFile(f"{i}.csv", 1, 1, str(i)) for i in range(n))
+def delta_of(n_new: int, n_same: int, refusals: tuple[Refusal, ...], **ignored: int) -> Delta:
+    files = tuple(SourceFile(f"{i}.csv", 1, 1, str(i)) for i in range(n_new))
+    n_files = n_new + n_same + len(refusals) + sum(ignored.values())
+    return Delta(files, frozenset(), n_same, n_files, 1, refusals, ignored)
 
 
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 3), st.floats(0, 1))
+@given(
+    st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(0, 3), st.floats(0, 1)
+)
 def test_quarantine_passes_up_to_the_share_unless_all_are_refused(
-    n_files: int, n_refused: int, n_hidden: int, most: float
+    n_new: int, n_same: int, n_refused: int, n_hidden: int, most: float
 ):
+    n_files = n_new + n_same
     refusals = tuple(Refusal(f"r{i}", "read", "code", "why") for i in range(n_refused))
-    catalog = Catalog(Path(), files(n_files), refusals, {"hidden": n_hidden}, 1)
+    delta = delta_of(n_new, n_same, refusals, hidden=n_hidden)
     if n_files + n_refused == 0:
         return
-    finding = audit_quarantine(make_spec(max_quarantined=most), catalog, refusals, n_files)
+    finding = audit_quarantine(make_spec(max_quarantined=most), delta, refusals, n_files)
     share = n_refused / (n_files + n_refused)
     assert finding.passed == (share <= most and n_files > 0)
     assert finding.facts["n_quarantined"] == n_refused
@@ -187,8 +222,7 @@ def test_quarantine_passes_up_to_the_share_unless_all_are_refused(
 
 def test_a_refused_quarantine_shows_ten_files_and_what_to_do():
     refusals = tuple(Refusal(f"r{i:02d}.csv", "read", "short_row", f"why {i}") for i in range(13))
-    catalog = Catalog(Path(), files(1), refusals, {}, 1)
-    said = audit_quarantine(make_spec(), catalog, refusals, 1).message
+    said = audit_quarantine(make_spec(), delta_of(1, 0, refusals), refusals, 1).message
     assert "13 of 14 files were refused (92.9%: 13 short_row); max_quarantined allows 5.0%." in said
     assert "r09.csv: short_row: why 9" in said
     assert "r10.csv" not in said
@@ -224,15 +258,15 @@ def store(good: Path, tmp_path: Path) -> Path:
     return shutil.copytree(good, tmp_path / "copy")
 
 
-def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+def edit_fit(store: Path, edit: Callable[[dict[str, Any]], object]) -> Store:
+    """Let `fit.json` say something else, and the manifest promise those bytes."""
+    opened = Store(store)
+    path = opened.folder / "fit.json"
     document = json.loads(path.read_text())
     edit(document)
     path.write_text(json.dumps(document))
-
-
-def edit_fit(store: Path, edit: Callable[[dict[str, Any]], object]) -> Store:
-    edit_json(Store(store).folder / "fit.json", edit)
-    return Store(store)
+    files = {**opened.manifest.files, "fit.json": file_promise(path.read_bytes())}
+    return edit_manifest(store, files=files)
 
 
 def edit_manifest(store: Path, **fields: Any) -> Store:
@@ -265,6 +299,13 @@ def edit_index(store: Path, **columns: Any) -> Store:
     (folder / "index.arrow").write_bytes(content)
     files = {**opened.manifest.files, "index.arrow": file_promise(content)}
     return edit_manifest(store, files=files)
+
+
+def with_index(store: Path, **columns: Any) -> Store:
+    """Return the store with another index in its memory: nobody looked at it when it was opened."""
+    opened = Store(store)
+    vars(opened)["index"] = dataclasses.replace(opened.index, **columns)
+    return opened
 
 
 def edit_value(store: Path, number: int, value: float, *, was_nan: bool = False) -> Store:
@@ -340,19 +381,23 @@ def test_windows_are_those_of_walking(
 def test_a_wrong_count_in_the_index_names_its_trial(store: Path):
     counts = Store(store).index.n_windows.copy()
     counts[3] += 1
-    finding = check_windows(edit_index(store, n_windows=counts))
+    finding = check_windows(with_index(store, n_windows=counts))
     assert not finding.passed
     assert ids_of(Store(store))[3] in finding.message
     assert "trialshards verify" in finding.message
+    with pytest.raises(CorruptStoreError, match="number of windows is not what its rows give"):
+        check_windows(edit_index(store, n_windows=counts))
 
 
 def test_a_wrong_row_range_in_the_index_names_its_trial(store: Path):
     n_rows = Store(store).index.n_rows.copy()
     place = int(n_rows.argmax())
     n_rows[place] -= 2
-    finding = check_windows(edit_index(store, n_rows=n_rows))
+    finding = check_windows(with_index(store, n_rows=n_rows))
     assert not finding.passed
     assert ids_of(Store(store))[place] in finding.message
+    with pytest.raises(CorruptStoreError, match="number of windows is not what its rows give"):
+        check_windows(edit_index(store, n_rows=n_rows))
 
 
 def test_two_wrong_counts_that_cancel_are_found(store: Path):
@@ -361,7 +406,7 @@ def test_two_wrong_counts_that_cancel_are_found(store: Path):
     counts = index.n_windows.copy()
     counts[a] += 1
     counts[b] -= 1
-    assert not check_windows(edit_index(store, n_windows=counts)).passed
+    assert not check_windows(with_index(store, n_windows=counts)).passed
 
 
 def test_a_trial_on_another_side_is_found(store: Path):
@@ -407,10 +452,15 @@ def test_a_masked_value_that_became_another_is_found(store: Path, value: float):
 @pytest.mark.parametrize("which", ["offset", "scale"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_normalization_constant_that_is_no_number_is_found(store: Path, which: str, value):
-    opened = edit_fit(store, lambda fit: fit["normalize"][which].__setitem__(1, value))
+    opened = Store(store)
+    vars(opened)["fit"] = copy.deepcopy(opened.fit)
+    opened.fit["normalize"][which][1] = value
     finding = check_finite(opened)
     assert not finding.passed
     assert "fit.json" in finding.message
+    # In a file, that is no JSON.
+    with pytest.raises(CorruptStoreError, match=r"fit\.json"):
+        check_finite(edit_fit(store, lambda fit: fit["normalize"][which].__setitem__(1, value)))
 
 
 def test_an_infinite_target_is_found(tmp_path: Path):

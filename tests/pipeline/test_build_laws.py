@@ -347,17 +347,19 @@ from pipeline import buckets
 from pipeline.build import build
 spec, store, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
 buckets.BATCH_BYTES = 1500
-n = 0
+n = published = 0
 def count(event, args):
-    global n
+    global n, published
     if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
         if str(args[0]).startswith(store):
             n += 1
+            if event == "os.rename" and "/versions/v" in str(args[1]):
+                published = n
             if n == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(count)
 build(spec, store, n_workers=2)
-print(n)
+print(n, published)
 """
 
 
@@ -379,8 +381,10 @@ def staged_in(store: Path) -> list[Path]:
     return sorted((store / "staging").rglob("[0-9]*.arrow"))
 
 
-def finish(spec: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, int]:
-    """Build, and return how many buckets were reused."""
+def finish(
+    spec: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Store, list[BucketResult]]:
+    """Build, and return what came of the buckets that had files to read."""
     results: list[BucketResult] = []
 
     def watched(*args: Any, **kwargs: Any) -> BucketResult:
@@ -388,9 +392,9 @@ def finish(spec: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[St
         return results[-1]
 
     monkeypatch.setattr(workspace_module, "build_bucket", watched)
-    _, opened = build_checked(spec, store)
-    assert len(results) == 8
-    return opened, sum(result.reused for result in results)
+    report, opened = build_checked(spec, store)
+    assert report.n_read == sum(len(result.files) for result in results)
+    return opened, results
 
 
 @pytest.fixture(scope="module")
@@ -414,7 +418,7 @@ def bucketed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return root, spec, root / "store_old", clean
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -440,11 +444,11 @@ def test_ten_killed_builds_leave_what_was_readable_and_are_finished_by_the_next(
     stores = [tmp_path / f"killed{i}" for i in range(10)]
     for store in (tmp_path / "whole_old", *stores[::2]):
         shutil.copytree(old, store)
-    totals = count_operations(spec, [tmp_path / "whole_old", tmp_path / "whole"])
+    totals, published = count_operations(spec, [tmp_path / "whole_old", tmp_path / "whole"])
     rng = np.random.default_rng(0)
     # The last pair dies before the rename that publishes, and after it.
-    moments = [int(rng.integers(1, totals[i % 2])) for i in range(8)]
-    moments += [totals[0] - 12, totals[1] - 4]
+    moments = [int(rng.integers(1, published[i % 2])) for i in range(8)]
+    moments += [published[0], published[1] + 1]
     n_reused = 0
     with ThreadPoolExecutor(2) as pool:
         codes = [pool.submit(run_to, spec, *pair) for pair in zip(stores, moments, strict=True)]
@@ -458,9 +462,15 @@ def test_ten_killed_builds_leave_what_was_readable_and_are_finished_by_the_next(
             if had_old:
                 assert Store(store).fingerprint == Store(old).fingerprint != clean.fingerprint
             n_staged = len(staged_in(store))
-            opened, reused = finish(spec, store, monkeypatch)
-            # Of the old version's buckets those with a changed or removed file are built again.
-            assert reused >= 5 if had_old else reused == n_staged
+            opened, results = finish(spec, store, monkeypatch)
+            reused = sum(result.reused for result in results)
+            if had_old:  # what did not change is taken over, and what went is not looked for
+                read = sorted(file.path for result in results for file in result.files)
+                assert read == ["raw/g1/t04.csv", "raw/g2/t08.csv"]
+            elif versions:  # all was done but to say so
+                assert results == []
+            else:
+                assert (len(results), reused) == (8, n_staged)
             n_reused += reused
             assert opened.fingerprint == clean.fingerprint
             assert opened.fit == clean.fit
@@ -468,14 +478,20 @@ def test_ten_killed_builds_leave_what_was_readable_and_are_finished_by_the_next(
     assert n_reused > 8
 
 
-def count_operations(spec: Path, stores: list[Path]) -> list[int]:
-    """Build in processes that are left alive; return how often each might have been killed."""
+def count_operations(spec: Path, stores: list[Path]) -> tuple[list[int], list[int]]:
+    """Build in processes that are left alive.
+
+    Returns:
+        How often each might have been killed, and when it published.
+    """
     children = [start(spec, store, -1) for store in stores]
     outputs = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [0, 0], outputs
-    totals = [int(out) for out, _ in outputs]
+    counts = [[int(number) for number in out.split()] for out, _ in outputs]
+    totals, published = map(list, zip(*counts, strict=True))
+    assert all(0 < at < total for at, total in zip(published, totals, strict=True))
     assert totals[1] > 150
-    return totals
+    return totals, published
 
 
 def test_a_file_changed_between_a_kill_and_the_next_build_is_not_stale(
@@ -505,8 +521,8 @@ def test_a_file_changed_between_a_kill_and_the_next_build_is_not_stale(
     os.utime(changed, ns=(times + 1, times + 1))  # the same size, a nanosecond later
     assert len(changed.read_text()) == len(text)
     removed.unlink()
-    opened, reused = finish(spec, store, monkeypatch)
-    assert reused == 4
+    opened, results = finish(spec, store, monkeypatch)
+    assert [len(results), sum(result.reused for result in results)] == [8, 4]
     _, clean = build_checked(spec, tmp_path / "clean")
     assert opened.fingerprint == clean.fingerprint
     assert same_rows(opened, clean)
@@ -579,6 +595,6 @@ def test_a_staged_bucket_whose_shard_is_gone_is_built_again(
     _, spec, _, clean = bucketed
     store = shutil.copytree(staged, tmp_path / "store")
     shutil.rmtree(min((store / "shards").iterdir()))
-    opened, reused = finish(spec, store, monkeypatch)
-    assert reused == 7
+    opened, results = finish(spec, store, monkeypatch)
+    assert [len(results), sum(result.reused for result in results)] == [8, 7]
     assert opened.fingerprint == clean.fingerprint

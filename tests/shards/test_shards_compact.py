@@ -75,7 +75,7 @@ def assert_same_batches(old, new):
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     case=cases(), shape=st.sampled_from(SHAPES), gone=st.sets(st.integers(0, 7)),
@@ -106,7 +106,8 @@ def test_a_compacted_version_delivers_the_same_bit_for_bit(
     live = sum(int(n) for n in new.n_stored)
     assert not live or sum(shard.n_rows for shard in new.manifest.shards) <= live
     again = compact_store(path, force=True)
-    assert (again.version, again.n_dead_rows, again.is_due) == (new.version, 0, False)
+    assert (again.version, again.is_due) == (new.version, False)
+    assert not live or again.n_dead_rows == 0  # without windows, a shard has a row all the same
     shutil.rmtree(path)
 
 
