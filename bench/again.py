@@ -244,13 +244,13 @@ def is_met(wanted: str, got: float) -> bool:
 def show(report: Mapping[str, Any]) -> None:
     for kind, row in report["corpora"].items():
         print(f"\n{kind}: {row['files']:,} files, {row['mb']:,} MB")
-        print(f"{'':22}{'CPU ms':>10}{'wall ms':>10}{'CPU share':>11}{'wall share':>12}")
+        print(f"{'':22}{'CPU ms':>10}{'wall ms':>10}{'CPU share':>11}{'wall share':>11}")
         for side, cases in row["seconds"].items():
             for case, took in cases.items():
                 share = row["share_of_full"].get(case, {}) if side == "ours" else {}
                 # What a child process takes does not count as ours.
                 cpu = "" if case == "command" else f"{took['cpu_s'] * 1e3:,.1f}"
-                shares = "".join(f"{x:>{n}.2%}" for x, n in zip(share.values(), (11, 12)))
+                shares = "".join(f"{x:>11.2%}" for x in share.values())
                 print(f"{side + ', ' + case:22}{cpu:>10}{took['wall_s'] * 1e3:>10,.1f}{shares}")
         print("  over ours (CPU, wall):", row["over_ours"])
         for case, trace in row["traces"].items():
@@ -259,7 +259,8 @@ def show(report: Mapping[str, Any]) -> None:
                 f"  {case}: {trace['opened']} files opened; bytes of its data "
                 f"{trace['data_bytes']:,}, written {trace['calls_bytes']:,}; files: {kinds or '-'}"
             )
-    print(f"\ngoals: {json.dumps(report['goals'], indent=1)}")
+    print(f"\nGoals are for 10,000 files; here {report['work']['files']:,}.")
+    print(f"goals: {json.dumps(report['goals'], indent=1)}")
 
 
 def main() -> None:

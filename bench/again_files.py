@@ -45,6 +45,7 @@ class Trials:
         return path
 
     def deleted(self) -> None:
+        """Remove a file."""
         self._next().unlink()
 
     def _next(self) -> Path:
@@ -71,9 +72,9 @@ def note(watched: list[tuple[str, list[str]]], event: str, given: Sequence[Any])
 
 
 @contextmanager
-def traced(watched: list[tuple[str, list[str]]], folder: Path) -> Iterator[Turn]:
+def traced(watched: list[tuple[str, list[str]]], folder: Path) -> Iterator[dict[str, Any]]:
     """Count raw files that are opened meanwhile, and bytes of store files that appear."""
-    trace: Turn = {}
+    trace: dict[str, Any] = {}
     before, io_before = look(folder / "store"), written_bytes()
     watched.append((str(folder / "raw") + os.sep, []))
     yield trace

@@ -71,32 +71,17 @@ def draft_version(
     trials = _with_columns(spec, merged, base)
     fit = _fit(spec, merged, trials, base, fitted)
     target, label = _target_schema(spec, trials)
-    n_trials = trials.num_rows
-    index = merged.index.select(["id", "digest", "n_rows", "shard", "row_start", "part"])
-    index = index.append_column("part_row", merged.index["part_row"])
-    index = index.append_column("split", trials["split"])
-    index = index.append_column("weight", pa.array(np.ones(n_trials, np.float32)))
-    stones = base.tombstones if base is not None else ()
     draft = VersionDraft(
-        name=spec.name,
-        channels=spec.channel_schema(),
+        **_said(spec),
         target=target,
-        windows=spec.windows.arithmetic(),
         splits=split_names(pc.unique(trials["split"]).to_pylist(), spec.split),
-        observed=spec.clean.stores_observed(),
-        normalization=describe_normalization(spec),
         counts=_count(delta, trials, refusals),
-        spec=spec.model_dump(mode="json"),
-        trials=index.append_column("label", label),
+        trials=_hot_rows(merged, trials["split"], label),
         shards=tuple(merged.shards.values()),
         quarantine=pa.Table.from_pylist([r.as_row() for r in refusals], schema=QUARANTINE_SCHEMA),
         fit=fit,
-        codes=tuple(EncodedInput(*pair) for pair in spec.categorical.items()),
-        statics=tuple(EncodedInput(*pair) for pair in spec.static.items()),
-        layout=spec.shards.layout,
-        container=spec.shards.format,
         parts=tuple(merged.parts.values()),
-        tombstones=stones,
+        tombstones=base.tombstones if base is not None else (),
         build={
             "plan": plan,
             "stages": STAGES,
@@ -105,6 +90,30 @@ def draft_version(
         },
     )
     return draft, trials
+
+
+def _said(spec: DatasetSpec) -> dict[str, Any]:
+    """Return what the specification alone says of a version."""
+    return {
+        "name": spec.name,
+        "channels": spec.channel_schema(),
+        "windows": spec.windows.arithmetic(),
+        "observed": spec.clean.stores_observed(),
+        "normalization": describe_normalization(spec),
+        "spec": spec.model_dump(mode="json"),
+        "codes": tuple(EncodedInput(*pair) for pair in spec.categorical.items()),
+        "statics": tuple(EncodedInput(*pair) for pair in spec.static.items()),
+        "layout": spec.shards.layout,
+        "container": spec.shards.format,
+    }
+
+
+def _hot_rows(merged: Merged, split: pa.ChunkedArray, label: pa.Array) -> pa.Table:
+    """Return what the hot index says of each segment."""
+    named = ["id", "digest", "n_rows", "shard", "row_start", "part", "part_row"]
+    rows = merged.index.select(named).append_column("split", split)
+    rows = rows.append_column("weight", pa.array(np.ones(rows.num_rows, np.float32)))
+    return rows.append_column("label", label)
 
 
 def _fit(

@@ -82,16 +82,22 @@ def fit_train(
         **fit_codes(spec, train, kept.get("categorical", ())),
     }
     refuse_overflow(spec, fit["normalize"], trials)
-    if frozen is not None and is_frozen(spec):
-        since = frozen.get("frozen") or {
-            "trials_digest": frozen["trials_digest"], "n_trials": n_before,
-        }  # fmt: skip
-        if since["trials_digest"] != fit["trials_digest"]:
-            fit["frozen"] = since
+    fit |= _since(spec, fit, frozen, n_before)
     if train.num_rows == 0:
         return fit
     target = _target_statistics(spec, train, len(names))
     return fit if target is None else {**fit, "target": target}
+
+
+def _since(
+    spec: DatasetSpec, fit: Mapping[str, Any], frozen: Mapping[str, Any] | None, n_before: int
+) -> dict[str, Any]:
+    """Return the entry `frozen`: the train trials that came first; none if they are still these."""
+    if frozen is None or not is_frozen(spec):
+        return {}
+    since = frozen.get("frozen")
+    since = since or {"trials_digest": frozen["trials_digest"], "n_trials": n_before}
+    return {} if since["trials_digest"] == fit["trials_digest"] else {"frozen": since}
 
 
 _OF_TRAIN = frozenset(("train", "group", "regime"))

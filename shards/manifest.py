@@ -271,7 +271,7 @@ def _written(got: Mapping[str, Any]) -> str:
 
 
 def _check_format(got: Mapping[str, Any], origin: str) -> None:
-    if got.get("name") != "trialshards" or whole(got["major"], "format.major", 1) > FORMAT_MAJOR:
+    if got.get("name") != "trialshards" or whole(got["major"], "format.major") > FORMAT_MAJOR:
         raise FormatVersionError(
             f"{origin} has format {_written(got)}; {_KNOWS}. Upgrade: {_UPGRADE}"
         )

@@ -52,9 +52,11 @@ def test_a_store_on_a_read_only_file_system_is_read_streamed_and_verified(
 
 
 def test_building_into_a_store_on_a_read_only_file_system_is_refused_before_any_work(
-    corpus: Corpus, tmp_path: Path
+    tmp_path: Path,
 ):
+    corpus = Corpus(tmp_path / "corpus")
     with read_only_disk(tmp_path / "disk", corpus) as store:
+        corpus.change()  # who finds nothing new need not write
         read: list[object] = []
         with pytest.raises(StoreWriteError, match=r"store.*cannot be written to.*Read-only file"):
             build(corpus.spec, store, on_progress=read.append)

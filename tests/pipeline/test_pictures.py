@@ -251,6 +251,9 @@ def test_an_unknown_channel_is_named_with_the_known_ones(tmp_path):
         ([30, 3], {"target": CLASSES, "labels": [1, 0]}),
         ([30, 3], {"target": VALUE, "labels": [1.5, float("nan")]}),
         ([9] * 300, {"missing": True, "n_shards": 7}),
+        ([30, 3, 40], {"layout": "windows", "windows": WindowSpec(4, stride=9, steps=1)}),
+        ([30, 3], {"layout": "windows", "target": PER_STEP, "missing": True}),
+        ([30, 3], {"layout": "windows", "target": CLASSES, "labels": [1, 0]}),
     ],
 )
 def test_every_odd_store_has_its_pictures(tmp_path, lengths, options):
