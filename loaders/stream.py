@@ -261,14 +261,14 @@ class TrialStream(IterableDataset[Batch]):
         filtered = self.options.where is not None or self.options.trials is not None
         return {
             "chosen": pack_numbers(self._selection.trials) if filtered else None,
-            "options": self.options, "path": self.store.path, "version": self.store.version,
+            "options": self.options, "store": self.store,
             "cursor": self._cursor, "parent_rank": self._rank(),
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the same version again; maps follow when the first batch is asked for."""
         self.options = state["options"]
-        self.store = Store(state["path"], state["version"])
+        self.store = state["store"]
         # The same version gives the same answer; a worker need not ask again.
         self._chosen = None if state["chosen"] is None else unpack_numbers(state["chosen"])
         self._cursor, self._parent_rank = state["cursor"], state["parent_rank"]

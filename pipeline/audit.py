@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.delta import TOMBSTONE, Delta
+from pipeline.delta import Delta
 from pipeline.files import Refusal, count_of
 from pipeline.spec import DatasetSpec
 from pipeline.staging import BucketResult
@@ -101,7 +101,7 @@ def _conservation(
     accepted = pc.unique(trials["source"])
     both = pc.is_in(pa.array(sorted(refused), pa.utf8()), value_set=accepted)
     n_refused = len(refused) - int(pc.sum(both).as_py() or 0)
-    n_ignored = sum(delta.ignored.values()) + _n_taken_out(draft, refused, trials)
+    n_ignored = sum(draft.counts["ignored"].values())
     n_accepted = len(accepted)
     adds_up = n_accepted + n_refused + n_ignored == delta.n_files
     rows_in, rows = (int(pc.sum(trials[n]).as_py() or 0) for n in ("n_rows_in", "n_rows"))
@@ -133,15 +133,6 @@ def _fates(delta: Delta, results: Sequence[BucketResult]) -> tuple[list[str], li
     asked = {file.path for file in delta.read}
     known = accepted | refused | partly
     return sorted(asked - known), sorted(known - asked), sorted(accepted & refused)
-
-
-def _n_taken_out(draft: VersionDraft, refused: Collection[str], trials: pa.Table) -> int:
-    """Count files with many trials all of which were taken out by hand."""
-    if not draft.tombstones or TOMBSTONE in draft.counts["ignored"]:
-        return 0
-    sources = {stone.source for stone in draft.tombstones} - set(refused)
-    left = set(trials["source"].to_pylist())
-    return len(sources - left)
 
 
 def _ids_unique(trials: pa.Table) -> Finding:

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 from pipeline.files import Refusal
 from pipeline.filetable import column_list, digest_of_listing
 from shards.errors import TrialShardsError
-from shards.manifest import Manifest, ShardEntry, Tombstone
-from shards.maps import chunk_file
-from shards.parquetshard import shard_file
+from shards.manifest import Manifest, Tombstone
+from shards.maps import missing_file, shard_files
 from shards.parts import part_path
 from shards.reader import Store
 from shards.writer import newest_version
@@ -99,6 +98,14 @@ class Base:
         # Not read_table: that imports pandas where it is there.
         file = pq.ParquetFile(self.store.folder / "quarantine.parquet")
         return tuple(Refusal(**row) for row in file.read().to_pylist())
+
+    @cached_property
+    def taken_out(self) -> frozenset[str]:
+        """Files that are known only because all their trials were taken out by hand."""
+        if not (self.reusable and self.tombstones):
+            return frozenset()
+        others = {refusal.source for refusal in self.refusals}.union(self.sources.to_pylist())
+        return frozenset(stone.source for stone in self.tombstones) - others
 
     @property
     def listing(self) -> str:
@@ -222,21 +229,4 @@ def _missing(store: Store) -> str:
     needed = [(part_path(store.path, p.digest), p.size_bytes) for p in store.manifest.parts]
     for shard in store.manifest.shards:
         needed += shard_files(store.path, shard)
-    for path, size_bytes in needed:
-        try:
-            if path.stat().st_size == size_bytes:
-                continue
-        except OSError:
-            pass
-        return str(path)
-    return ""
-
-
-def shard_files(root: Path, shard: ShardEntry) -> list[tuple[Path, int]]:
-    """Return the data files of a shard and their sizes in bytes."""
-    if shard.file is not None:
-        return [(shard_file(root, shard.digest), int(shard.file["size_bytes"]))]
-    return [
-        (chunk_file(root, shard.digest, name), spec.size_bytes)
-        for name, spec in shard.arrays.items()
-    ]
+    return missing_file(needed)

@@ -94,17 +94,20 @@ def compare_with_base(catalog: Catalog, base: Base | None, spec: DatasetSpec) ->
     """Return what of a catalog is to be read."""
     files, n_taken_out = _without_tombstones(catalog.files, base, spec)
     known = base.known if base is not None and base.reusable else {}
+    taken_out = base.taken_out if base is not None else frozenset[str]()
     stale = _retold(base, files) if base is not None and _tables_differ(base, catalog) else set()
     read = tuple(
         file
         for file in files
         if known.get(file.path) != (file.size_bytes, file.mtime_ns) or file.path in stale
     )
-    there = {file.path for file in files}
+    there, reads = {file.path for file in files}, {file.path for file in read}
     gone = {path for path in known if path not in there}
+    if spec.source.holds_many:
+        n_taken_out = len((taken_out & there) - reads)
     return Delta(
         read=read,
-        gone=frozenset(gone | {file.path for file in read if file.path in known}),
+        gone=frozenset((gone - taken_out) | (reads & known.keys())),
         n_same=len(files) - len(read),
         n_files=catalog.n_files,
         n_buckets=catalog.n_buckets,
@@ -131,13 +134,17 @@ def _tables_differ(base: Base, catalog: Catalog) -> bool:
 
 
 def _retold(base: Base, files: Sequence[SourceFile]) -> set[str]:
-    """Return paths of files of which the attribute tables now say something else."""
+    """Return paths of files of which the attribute tables now say something else.
+
+    Those that were refused are among them: what the tables said then is not known.
+    """
+    refused = {refusal.source for refusal in base.refusals}
     cold = base.store.cold("attributes")
     if "attributes" not in cold.column_names:
-        return set()
+        return refused
     sources = base.sources.to_pylist()
     told = dict(zip(sources, cold["attributes"].to_pylist(), strict=True))
-    return {
+    return refused | {
         file.path
         for file in files
         if (before := told.get(file.path)) is not None
@@ -161,24 +168,16 @@ def delta_of_look(look: Look, base: Base, spec: DatasetSpec, root: Path) -> Delt
             size_bytes, mtime_ns = look.found[path]
             bucket = bucket_of(path, n_buckets)
             read.append(SourceFile(path, size_bytes, mtime_ns, named[0], attributes, bucket))
-    kept, _ = _without_tombstones(read, base, spec)
-    n_taken_out = _count_tombstones(look, base, spec) + len(read) - len(kept)
-    ignored = {"hidden": look.n_hidden, TOMBSTONE: n_taken_out}
-    n_same = look.n_same - _count_tombstones(look, base, spec)
+    kept, n_new_taken_out = _without_tombstones(read, base, spec)
+    n_taken_out = len(base.taken_out.difference(look.changed, look.gone))
+    ignored = {"hidden": look.n_hidden, TOMBSTONE: n_taken_out + n_new_taken_out}
+    nothing_of = base.taken_out - {file.path for file in kept}
     return Delta(
         read=tuple(kept),
-        gone=frozenset((*look.changed, *look.gone)),
-        n_same=n_same,
+        gone=frozenset((*look.changed, *look.gone)) - nothing_of,
+        n_same=look.n_same - n_taken_out,
         n_files=look.n_same + len(paths) + look.n_hidden,
         n_buckets=n_buckets,
         ignored={rule: n for rule, n in ignored.items() if n},
         tables=str(base.says("tables")),
     )
-
-
-def _count_tombstones(look: Look, base: Base, spec: DatasetSpec) -> int:
-    """Count the files that are as they were and whose only trial was taken out."""
-    if spec.source.holds_many:
-        return 0
-    differ = {*look.changed, *look.gone}
-    return len({stone.source for stone in base.tombstones} - differ)

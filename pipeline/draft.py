@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base import Base
-from pipeline.delta import Delta
+from pipeline.delta import TOMBSTONE, Delta
 from pipeline.files import Refusal
 from pipeline.fit import check_given, describe_normalization, fit_columns, fit_train
 from pipeline.merge import Merged
@@ -75,7 +75,7 @@ def draft_version(
         **_said(spec),
         target=target,
         splits=split_names(pc.unique(trials["split"]).to_pylist(), spec.split),
-        counts=_count(delta, trials, refusals),
+        counts=_count(delta, merged, trials, refusals),
         trials=_hot_rows(merged, trials["split"], label),
         shards=tuple(merged.shards.values()),
         quarantine=pa.Table.from_pylist([r.as_row() for r in refusals], schema=QUARANTINE_SCHEMA),
@@ -86,6 +86,7 @@ def draft_version(
             "plan": plan,
             "stages": STAGES,
             "tables": delta.tables,
+            **_read_again(base, delta),
             **({"fit": "given"} if fitted.given else {}),
         },
     )
@@ -116,6 +117,12 @@ def _hot_rows(merged: Merged, split: pa.ChunkedArray, label: pa.Array) -> pa.Tab
     return rows.append_column("label", label)
 
 
+def _read_again(base: Base | None, delta: Delta) -> dict[str, list[str]]:
+    """Return what is still to be read because a trial of it shall come back."""
+    again = set((base.says("again") if base is not None else None) or ()) - delta.gone
+    return {"again": sorted(again)} if again else {}
+
+
 def _fit(
     spec: DatasetSpec, merged: Merged, trials: pa.Table, base: Base | None, fitted: Fitted
 ) -> dict[str, Any]:
@@ -124,8 +131,8 @@ def _fit(
         return check_given(spec, fitted.given, trials)
     if fitted.refit or base is None or not base.reusable or not _same_split(spec, base):
         return fit_train(spec, trials, shards, merged.store)
-    index, manifest = base.store.index, base.manifest
-    n_before = int((index.split == manifest.splits.index("train")).sum())
+    index, splits = base.store.index, base.manifest.splits
+    n_before = int((index.split == splits.index("train")).sum()) if "train" in splits else 0
     return fit_train(spec, trials, shards, merged.store, frozen=base.store.fit, n_before=n_before)
 
 
@@ -227,7 +234,9 @@ def _target_schema(spec: DatasetSpec, trials: pa.Table) -> tuple[TargetSchema, p
     return TargetSchema("per_trial", (target.attribute,), classes), numbers
 
 
-def _count(delta: Delta, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[str, Any]:
+def _count(
+    delta: Delta, merged: Merged, trials: pa.Table, refusals: Sequence[Refusal]
+) -> dict[str, Any]:
     """Account for every file and every row (law 3)."""
     sums = {
         name: int(pc.sum(trials[name]).as_py())
@@ -235,13 +244,16 @@ def _count(delta: Delta, trials: pa.Table, refusals: Sequence[Refusal]) -> dict[
     }
     dropped = {"missing_values": sums["n_dropped"], "merged": sums["n_merged"]}
     by_split = _count_trials(trials)
+    ignored = dict(delta.ignored)
+    if n_out := len(merged.taken_out - {refusal.source for refusal in refusals}):
+        ignored[TOMBSTONE] = ignored.get(TOMBSTONE, 0) + n_out
     return {
         "files": delta.n_files,
         "trials": sum(by_split.values()),
         "segments": trials.num_rows,
         "quarantined": len(refusals),
         "quarantined_by_code": dict(sorted(Counter(r.code for r in refusals).items())),
-        "ignored": dict(delta.ignored),
+        "ignored": ignored,
         "rows_in": sums["n_rows_in"],
         "rows_dropped": {reason: n for reason, n in dropped.items() if n},
         "rows_inserted": sums["n_inserted"],

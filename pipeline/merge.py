@@ -6,6 +6,7 @@ changes one trial of many does not read their statistics.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,14 @@ class Merged:
             far as the base knows it, and with gaps `trial`.
         shards: Every shard that they name, by digest.
         parts: Every part that they name, by digest.
+        taken_out: Files that were read and of which tombstones leave nothing.
     """
 
     store: Path
     index: pa.Table
     shards: Mapping[str, ShardEntry]
     parts: Mapping[str, PartEntry]
+    taken_out: frozenset[str] = frozenset()
 
     def cold(self, *columns: str) -> pa.Table:
         """Return cold columns, one row per index row; those that no part has are left out."""
@@ -69,14 +72,15 @@ def merge(
     if not tables:
         return None
     rows = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    taken_out = frozenset[str]()
     if base is not None and base.tombstones:
-        rows = _without(rows, [stone.id for stone in base.tombstones])
+        rows, taken_out = _without(rows, [stone.id for stone in base.tombstones])
     rows = sort_by_id(rows)
     if not rows.num_rows:
         return None
     used = set(pc.unique(rows["part"]).to_pylist())
     parts = {digest: entry for digest, entry in parts.items() if digest in used}
-    return Merged(store, rows, shards, parts)
+    return Merged(store, rows, shards, parts, taken_out)
 
 
 def _placed(result: BucketResult) -> pa.Table:
@@ -90,11 +94,13 @@ def _placed(result: BucketResult) -> pa.Table:
     return rows.append_column("part", digests)
 
 
-def _without(rows: pa.Table, ids: Sequence[str]) -> pa.Table:
-    """Leave out trials that were taken out by hand."""
+def _without(rows: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, frozenset[str]]:
+    """Leave out trials that were taken out by hand; return also files of which nothing is left."""
     trials = rows["trial" if "trial" in rows.column_names else "id"]
     out = pc.is_in(trials, value_set=pa.array(ids, trials.type))
-    return rows.filter(pc.invert(out))
+    left, sources = rows.filter(pc.invert(out)), pc.unique(rows["source"].filter(out))
+    nothing = pc.invert(pc.is_in(sources, value_set=pc.unique(left["source"])))
+    return left, frozenset(sources.filter(nothing).to_pylist())
 
 
 def keep_equal(merged: Merged, base: Base | None) -> Merged:
@@ -118,4 +124,4 @@ def keep_equal(merged: Merged, base: Base | None) -> Merged:
         column = pc.replace_with_mask(index[name].combine_chunks(), new.combine_chunks(), kept)
         index = index.set_column(index.schema.get_field_index(name), name, column)
     shards = {entry.digest: entry for entry in base.manifest.shards}
-    return Merged(merged.store, index, {**merged.shards, **shards}, merged.parts)
+    return dataclasses.replace(merged, index=index, shards={**merged.shards, **shards})

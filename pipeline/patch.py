@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.base import Base
 from pipeline.build import finish_build
 from pipeline.catalog import bucket_of, count_buckets
 from pipeline.commit import Work
-from pipeline.delta import Delta
+from pipeline.delta import TOMBSTONE, Delta
 from pipeline.files import RefusedError, SourceFile
 from pipeline.outcome import BuildReport
-from pipeline.paths import identifier
+from pipeline.paths import identifier, matches_glob
 from pipeline.staging import BucketResult
 from pipeline.tables import read_tables
+from pipeline.walk import is_hidden
 from pipeline.workspace import Workspace
 from shards.errors import InvalidSpecError
 from shards.leases import building
@@ -38,8 +39,8 @@ def patch_files(
         add: Refuse files, and trial ids, that are there already.
 
     Raises:
-        InvalidSpecError: If there is no version to go on from, a path is no file below the folder,
-            is no trial, or is there already.
+        InvalidSpecError: If there is no version to go on from, a path is no file below the folder
+            that a build would look at, is no trial, is there already, or was taken out by hand.
         TooManyQuarantinedError: If more files were refused than `max_quarantined` allows.
         CommitConflictError: If another build committed meanwhile and touched the same files.
     """
@@ -83,7 +84,13 @@ def _delta_of(space: Workspace, base: Base, paths: Sequence[str], *, add: bool) 
     tables = read_tables(space.root, {} if spec.source.holds_many else spec.attributes)
     n_buckets = count_buckets(int(counts.get("source_bytes", 0)), spec.shards.buckets)
     read: list[SourceFile] = []
+    claimed = {named[0]: r.source for r in base.refusals if (named := identify(r.source))}
     for path in sorted(set(paths)):
+        if is_hidden(path) or not matches_glob(path, spec.source.files):
+            raise InvalidSpecError(
+                f"{path} is hidden, or source.files {spec.source.files!r} does not match it, so "
+                "the next build would drop it. Rename it, or widen the glob and build."
+            )
         named = identify(path)
         if named is None:
             raise InvalidSpecError(
@@ -93,7 +100,7 @@ def _delta_of(space: Workspace, base: Base, paths: Sequence[str], *, add: bool) 
         if add and path in base.known:
             raise InvalidSpecError(f"{path} is in the store already. Replace it by: patch.")
         if not spec.source.holds_many:
-            _check_id(base, path, named[0])
+            _check_id(base, path, named[0], claimed)
         try:
             attributes = {**named[1], **tables.lookup(named[0])} if tables.tables else named[1]
         except RefusedError as error:
@@ -104,28 +111,36 @@ def _delta_of(space: Workspace, base: Base, paths: Sequence[str], *, add: bool) 
     known = {file.path for file in read if file.path in base.known}
     named_now = {file.path for file in read}
     counted = {*base.known, *(refusal.source for refusal in base.refusals)}
+    # Files that were ignored because nothing is left of them: those that are named are read.
+    taken_out, ignored = base.taken_out & named_now, dict(counts.get("ignored", {}))
+    ignored[TOMBSTONE] = ignored.get(TOMBSTONE, 0) - len(taken_out)
+    n_back = max(0, -ignored[TOMBSTONE])  # they were gone when somebody counted
+    ignored[TOMBSTONE] += n_back
     return Delta(
         read=tuple(read),
         gone=frozenset(known),
         n_same=len(base.known) - len(known),
-        n_files=int(counts["files"]) + len(named_now - counted),
+        n_files=int(counts["files"]) + len(named_now - counted) + n_back,
         n_buckets=n_buckets,
         # What a build would look at again stays as it is, unless it is named.
         refusals=tuple(
             r for r in base.refusals if r.mtime_ns is None and r.source not in named_now
         ),
-        ignored=dict(counts.get("ignored", {})),
+        ignored={rule: n for rule, n in ignored.items() if n},
         tables=str(base.says("tables")),
     )
 
 
-def _check_id(base: Base, path: str, trial_id: str) -> None:
-    """Refuse a trial id that another file has."""
+def _check_id(base: Base, path: str, trial_id: str, claimed: Mapping[str, str]) -> None:
+    """Refuse a trial id that another file has, be it refused, or that was taken out by hand."""
+    if trial_id in (stone.id for stone in base.tombstones):
+        raise InvalidSpecError(
+            f"{path} is trial {trial_id!r}, which was taken out by hand. First let it come back: "
+            f"trialshards tombstone {base.store.path} {trial_id} --undo"
+        )
     number = base.store.index.find(trial_id)
-    if number is None:
-        return
-    source = base.sources[number].as_py()
-    if source != path:
+    source = claimed.get(trial_id) if number is None else base.sources[number].as_py()
+    if source not in (path, None):
         raise InvalidSpecError(
             f"{path} has the trial id {trial_id!r}, which {source} has already. Rename one, or "
             "make source.trial_id tell them apart."

@@ -34,6 +34,21 @@ def find_paths(root: Path, pattern: str) -> dict[str, bool]:
     return found
 
 
+def matches_glob(path: str, pattern: str) -> bool:
+    """Return whether `find_paths` would find a path that is there."""
+    return _match_parts(PurePosixPath(path).parts, PurePosixPath(pattern).parts)
+
+
+def _match_parts(path: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    if not parts:
+        return not path
+    if parts[0] != "**":
+        here = bool(path) and fnmatch.fnmatchcase(path[0], parts[0])
+        return here and _match_parts(path[1:], parts[1:])
+    rest = parts[1:] or ("*",)
+    return any(_match_parts(path[skipped:], rest) for skipped in range(len(path)))
+
+
 def _step(root: Path, found: Mapping[str, bool], part: str) -> Iterator[tuple[str, bool]]:
     """Yield what one part of a glob leads to from each folder."""
     matches = re.compile(fnmatch.translate(part)).match

@@ -16,6 +16,7 @@ from pipeline.quickscan import KnownFiles, Look, quick_look, tables_digest
 from pipeline.sections import Hook, TableAttribute
 from pipeline.spec import DatasetSpec, load_spec
 from pipeline.versions import STAGES
+from shards.disk import sync_store
 from shards.writer import newest_version
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def find_settled(spec_path: str | Path, store: str | Path) -> BuildReport | None
     look = look_again(root, spec, base)
     if look is None or look or look.n_hidden != _n_hidden(base):
         return None
+    sync_store(Path(store))  # it may be of a build that was killed before it could do so
     return unchanged(base, began)
 
 
@@ -83,6 +85,7 @@ def is_settled(base: Base, delta: Delta, asked: Mapping[str, Any]) -> bool:
     return (
         base.manifest.build.get("fit") is None
         and base.manifest.counts["files"] == delta.n_files
+        and base.manifest.counts.get("ignored", {}) == dict(delta.ignored)
         and known == {(r.source, r.code) for r in delta.refusals}
     )
 

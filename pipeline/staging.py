@@ -30,6 +30,7 @@ from pipeline.files import Refusal, SourceFile
 from pipeline.filetable import files_from_table, files_to_table
 from shards.disk import remove_all, replacing
 from shards.manifest import PartEntry, ShardEntry
+from shards.maps import missing_file, shard_files
 from shards.parts import part_path
 
 KEPT_SECONDS = 24 * 3600
@@ -229,11 +230,9 @@ def read_staged(path: Path, store: Path) -> Staged | None:
     ) as error:  # damaged: build it again
         log.warning("%s cannot be used again: %s", path, error)
         return None
-    if not all((store / "shards" / shard.digest).is_dir() for shard in shards):
-        return None
-    if part and not part_path(store, part.digest).is_file():
-        return None
-    return staged
+    needed = [place for shard in shards for place in shard_files(store, shard)]
+    needed += [(part_path(store, part.digest), part.size_bytes)] if part else []
+    return None if missing_file(needed) else staged
 
 
 def refresh_files(root: Path, files: Sequence[SourceFile]) -> list[SourceFile]:

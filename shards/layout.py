@@ -126,8 +126,14 @@ def chunk_tail(spec: ArraySpec) -> bytes:
     return bytes(padding) + raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
 
 
-def array_metadata(spec: ArraySpec) -> bytes:
-    """Return `zarr.json` of the array (Zarr v3, sharding_indexed)."""
+def array_metadata(spec: ArraySpec, name: str | None) -> bytes:
+    """Return `zarr.json` of the array (Zarr v3, sharding_indexed).
+
+    Args:
+        spec: Of the array.
+        name: Of the array, which names its second dimension, so that xarray can open a whole shard;
+            None as early writers had it.
+    """
     endian = {"name": "bytes", "configuration": {"endian": "little"}}
     codec = endian if spec.dtype != "uint8" else {"name": "bytes"}
     chunk = [spec.n_inner * spec.inner_rows, spec.n_columns]
@@ -147,7 +153,7 @@ def array_metadata(spec: ArraySpec) -> bytes:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "dimension_names": ["row", None],
+            "dimension_names": ["row", name and f"{name}_column"],
             "attributes": {},
         }
     )

@@ -12,7 +12,7 @@ import ctypes
 import mmap
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import xxhash
 
 from shards.errors import CorruptStoreError
 from shards.localcache import LocalCache
+from shards.parquetshard import shard_file
 from shards.safety import check_file
 from shards.schema import ShardEntry
 
@@ -126,6 +127,28 @@ class FileRange:
 def chunk_file(store: Path, digest: str, array: str) -> Path:
     """Return the file of a Zarr shard whose first bytes are the rows of one array."""
     return store / "shards" / digest / array / "c" / "0" / "0"
+
+
+def shard_files(store: Path, entry: ShardEntry) -> list[tuple[Path, int]]:
+    """Return the data files of a shard and their sizes in bytes."""
+    if entry.file is not None:
+        return [(shard_file(store, entry.digest), int(entry.file["size_bytes"]))]
+    return [
+        (chunk_file(store, entry.digest, name), spec.size_bytes)
+        for name, spec in entry.arrays.items()
+    ]
+
+
+def missing_file(needed: Iterable[tuple[Path, int]]) -> str:
+    """Return the first of some files that is not there, or has another size; "" without one."""
+    for path, size_bytes in needed:
+        try:
+            if path.stat().st_size == size_bytes:
+                continue
+        except OSError:
+            pass
+        return str(path)
+    return ""
 
 
 def map_shards(

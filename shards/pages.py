@@ -102,6 +102,8 @@ def _leaf_levels(nodes: list[Any]) -> list[tuple[int, int]]:
         if not above or type(children) is not int or not 0 <= children < len(nodes):
             raise ValueError("its schema is no tree")
         kind = node.get(3, 0) if number else 0  # the root has none
+        if kind not in (0, 1, _REPEATED):
+            raise ValueError(f"a column has repetition {kind}")
         repeats, defines = above[-1][1] + (kind == _REPEATED), above[-1][2] + (kind != 0)
         above[-1][0] -= 1
         above.append([children, repeats, defines])
@@ -124,6 +126,8 @@ def _check_histograms(groups: list[Any], levels: list[tuple[int, int]]) -> None:
             meta = chunk.get(3) if isinstance(chunk, dict) else None
             if not isinstance(meta, dict):
                 raise ValueError("a column says nothing of itself")  # noqa: TRY004 - of a document
+            if meta.get(4) not in (0, 1, 6) or meta.get(1) not in range(8):
+                raise ValueError("a column is of an unknown type or compression")
             sizes = meta.get(16, {})
             for field, level in zip((2, 3), most, strict=True):
                 counts = sizes.get(field, []) if isinstance(sizes, dict) else None

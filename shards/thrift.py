@@ -46,8 +46,10 @@ class CompactReader:
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (_TRUE, _FALSE):
             return kind == _TRUE
-        if kind in (_I16, _I32, _I64):
+        if kind in (_I32, _I64):
             return self._zigzag()
+        if kind == _I16:  # no field that is looked at; a decoder skips one of another kind
+            return (self._zigzag(),)
         if kind in (_BYTE, _DOUBLE, _BINARY):
             sizes = {_BYTE: 1, _DOUBLE: 8}
             return self._bytes(sizes[kind] if kind in sizes else self._varint())

@@ -14,12 +14,13 @@ import numpy.typing as npt
 from shards.disk import (
     claim_folder,
     make_folder,
+    remove_all,
     replace_file,
     sync_store,
     temporary_folder,
     write_files,
 )
-from shards.errors import CommitConflictError
+from shards.errors import CommitConflictError, CorruptStoreError
 from shards.identity import file_promise, little_endian
 from shards.layout import (
     ArraySpec,
@@ -30,7 +31,8 @@ from shards.layout import (
     shard_digest,
 )
 from shards.manifest import Manifest, ShardEntry
-from shards.parquetshard import FILE, encode_shard, shard_file
+from shards.maps import missing_file, shard_files
+from shards.parquetshard import FILE, decode_shard, encode_shard, shard_file
 
 VERSION_NAME = re.compile(r"v[0-9]{4,}")
 
@@ -46,6 +48,8 @@ def write_shard(
     columns: Mapping[str, Sequence[str]] | None = None,
 ) -> ShardEntry:
     """Write one immutable shard, unless the store already holds the same content.
+
+    One that is there and damaged makes way: whoever writes it again needs it.
 
     Args:
         store: Store root.
@@ -70,6 +74,8 @@ def write_shard(
     named = None if container == "zarr" else {k: list(v) for k, v in (columns or {}).items()}
     entry = ShardEntry(shard_digest(specs, named), specs["values"].n_rows, n_trials, specs)
     final = store / "shards" / entry.digest
+    if final.is_dir() and not _is_whole(store, entry, is_parquet=named is not None):
+        remove_all([final])
     if not final.is_dir():
         files = _zarr_files(pieces, specs)
         if named is not None:
@@ -79,8 +85,24 @@ def write_shard(
             claim_folder(temporary, final)
     if named is None:
         return entry
-    # Of the file that is there: another version of the library may have packed it otherwise.
+    return _with_file(store, entry)
+
+
+def _with_file(store: Path, entry: ShardEntry) -> ShardEntry:
+    """Promise the file that is there: another version of the library may pack it otherwise."""
     return replace(entry, file=file_promise(shard_file(store, entry.digest).read_bytes()))
+
+
+def _is_whole(store: Path, entry: ShardEntry, *, is_parquet: bool) -> bool:
+    """Return whether a shard that is there can be used: no file is missing or cut short."""
+    if not is_parquet:
+        return not missing_file(shard_files(store, entry))
+    try:
+        for _ in decode_shard(store, _with_file(store, entry)):
+            pass
+    except (CorruptStoreError, OSError):
+        return False
+    return True
 
 
 def _zarr_files(
@@ -91,7 +113,7 @@ def _zarr_files(
     for name, parts in pieces.items():
         rows = [part.data.cast("B") for part in parts if len(part)]
         files[f"{name}/c/0/0"] = [*rows, chunk_tail(specs[name])]
-        files[f"{name}/zarr.json"] = [array_metadata(specs[name])]
+        files[f"{name}/zarr.json"] = [array_metadata(specs[name], name)]
     return {**files, "zarr.json": [group_metadata()]}
 
 

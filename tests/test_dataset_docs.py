@@ -7,6 +7,7 @@ are merged into those of `BASE` key by key.
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,12 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.buckets import plan_digest
+from pipeline.fit import DRIFT
 from pipeline.recipe import Recipe
 from pipeline.sections import Duration, parse_size
 from pipeline.spec import DatasetSpec
+from shards.localcache import BOUND, FREE_SHARE, MOST_BYTES, PLACE
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "dataset.md").read_text()
@@ -163,3 +167,69 @@ def test_every_link_leads_somewhere():
             assert (ROOT / "docs" / path).exists(), link
         else:
             assert anchor in anchors, link
+
+
+CHANGES: dict[str, Any] = {
+    "name": "other",
+    "source.files": "raw/*.tsv",
+    "source.obtain": "ask for them",
+    "source.nulls": ["-1"],
+    "channels": [{"name": "x", "unit": "m"}, "y"],
+    "derive": {"z": "x + y"},
+    "categorical": {"tool": "embed"},
+    "static": {"id": "number"},
+    "attributes": {"kg": {"column": "kg"}},
+    "clean": {"missing": "ffill"},
+    "normalize": {"scope": "train"},
+    "split": {"method": "exact"},
+    "windows.length": 16,
+    "windows.stride": 2,
+    "windows.short": "drop",
+    "windows.target": {"kind": "forecast", "channels": ["y"]},
+    "shards.layout": "windows",
+    "shards.format": "parquet",
+    "shards.target_bytes": 2**20,
+    "shards.buckets": 4,
+    "causal": True,
+    "max_quarantined": 0.5,
+}
+"""Field -> another value of it than that of `BASE`."""
+
+
+def changed(field: str, value: Any, base: dict[str, Any]) -> dict[str, Any]:
+    document = copy.deepcopy(base)
+    section, _, name = field.rpartition(".")
+    (document.setdefault(section, {}) if section else document)[name] = value
+    return document
+
+
+def fields_read_again(base: dict[str, Any]) -> set[str]:
+    """Return the fields whose change makes another trial of the same file."""
+
+    def plan(document: dict[str, Any]) -> str:
+        return plan_digest(Recipe(DatasetSpec.model_validate(document), ROOT / "docs"))
+
+    return {
+        field for field, new in CHANGES.items() if plan(changed(field, new, base)) != plan(base)
+    }
+
+
+def test_the_fields_that_cost_no_reading_are_those_of_the_page():
+    assert {field.partition(".")[0] for field in CHANGES} == set(DatasetSpec.model_fields)
+    table = SECTIONS["What a build reads again"]
+    first, second = re.findall(r"^\| (`.*?) \| (?:nothing.*?) \|$", table, re.MULTILINE)
+    free, of_rows = (re.findall(r"`([\w.]+)`", row) for row in (first, second))
+    of_rows = [of_rows[0], *(f"windows.{name}" for name in of_rows[1:])]
+    base = {**BASE, "source": {**BASE["source"], "trial_id": r"(?P<id>\d+)"}}
+    assert fields_read_again(base) == set(CHANGES) - set(free) - set(of_rows)
+    in_windows = changed("shards.layout", "windows", base)
+    assert fields_read_again(in_windows) == set(CHANGES) - set(free) - {"shards.layout"}
+
+
+def test_the_limits_are_those_of_the_code():
+    of_shards = SECTIONS["shards"]
+    assert f"`${PLACE}`" in of_shards
+    assert f"`${BOUND}`" in of_shards
+    assert f"{MOST_BYTES // 2**30} GiB, or a quarter" in of_shards
+    assert FREE_SHARE == 4
+    assert f"more\nthan {DRIFT * 100:.0f} %" in SECTIONS["What a build reads again"]

@@ -2,11 +2,14 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -21,14 +24,28 @@ README = (ROOT / "README.md").read_text()
 COMMAND = Path(sys.executable).parent / "trialshards"
 
 
+SHOWN = ("trialshards ", "sed ")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
 def block(language: str) -> str:
-    (text,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    return text
+    return blocks(language)[0]
 
 
 def commands() -> list[str]:
     lines = [line.split("#")[0].strip() for line in README.splitlines()]
-    return [line for line in lines if line.startswith("trialshards ")]
+    return [line for line in lines if line.startswith(SHOWN)]
+
+
+def run(line: str, folder: Path) -> str:
+    program, *words = shlex.split(line)
+    command = COMMAND if program == "trialshards" else program
+    done = subprocess.run([command, *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +63,66 @@ def folder(tmp_path_factory):
     train = yaml.safe_load((ROOT / "data" / "robot_arm" / "train.yaml").read_text())
     train |= {"out": "run", "epochs": 1, "data": {"batch_size": 64, "steps_per_epoch": 5}}
     (folder / "train.yaml").write_text(yaml.safe_dump(train))
+    runs = {"run": [f"r{n // 80}" for n in range(800)], "x": [n / 7 for n in range(800)]}
+    pq.write_table(pa.table(runs), folder / "runs.parquet")
     return folder
 
 
-def test_the_commands_run_in_their_order(folder):
-    assert [line.split()[1] for line in commands()] == ["build", "inspect", "verify", "train"]
-    for line in commands():
-        done = subprocess.run(
-            [COMMAND, *line.split()[1:]], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-    assert "252 files = " in done.stdout
-    assert "persistence" in done.stdout
+@pytest.fixture(scope="module")
+def said(folder):
+    """What each command says, in the order of the README: the same line may come twice."""
+    return [(line, run(line, folder)) for line in commands()]
+
+
+def test_the_commands_run_in_their_order(said):
+    first, again = said[:4], said[4:11]
+    assert [line.split()[1] for line, _ in first] == ["build", "inspect", "verify", "train"]
+    assert "252 files = " in first[3][1]
+    assert "persistence" in first[3][1]
+    assert [line.split()[:2] for line, _ in again] == [
+        ["trialshards", "build"], ["trialshards", "tag"], ["sed", "-i"], ["trialshards", "build"],
+        ["trialshards", "diff"], ["trialshards", "tombstone"], ["trialshards", "versions"],
+    ]  # fmt: skip
+    assert [line.split()[1] for line, _ in said[11:]] == ["export", "import"]
+
+
+def test_a_second_build_does_what_the_readme_says(said, folder):
+    nothing, tag, _, one, diff, tombstone, versions = [text for _, text in said[4:11]]
+    assert "unchanged, nothing published: v0001" in nothing
+    assert "(0 of 252 files read)" in nothing
+    assert "baseline is v0001" in tag
+    assert "published v0002" in one
+    assert "(1 of 252 files read)" in one
+    assert "1 trial changed: s04/trial_0004" in diff
+    assert "242 trials the same" in diff
+    assert "published v0003 without s04/trial_0016" in tombstone
+    assert "v0003" in versions
+    old, new = (Store(folder / "store", version) for version in ("v0001", "v0002"))
+    shared = {shard.digest for shard in old.manifest.shards}
+    (own,) = [shard for shard in new.manifest.shards if shard.digest not in shared]
+    assert (own.n_trials, own.n_rows) == (1, new["s04/trial_0004"].n_rows)
+
+
+def test_one_trial_and_some_are_as_the_readme_says(said, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(blocks("python")[1], names)
+    trial, table, some = (names[name] for name in ("trial", "table", "some"))
+    assert names["store"].version == "v0001"
+    assert trial.values.base is not None
+    assert str(trial.values.shape) in capsys.readouterr().out
+    assert table.column_names == ["time", "q1", "q2", "tau1"]
+    assert {trial.attributes["subject"]} == {"s04"}
+    numbers = {number for batch in some for number in batch.trial.tolist()} - {-1}  # padding
+    found = [names["store"].trial(number) for number in sorted(numbers)]
+    assert found
+    assert {one.attributes["subject"] for one in found} == {"s04"}
+    assert min(one.n_rows for one in found) > 300
+
+
+def test_other_tools_get_what_the_readme_says(said, folder):
+    assert (folder / "for_hf" / "README.md").is_file()
+    assert Store(folder / "runs").manifest.counts["trials"] == 10
 
 
 def test_the_python_runs(folder, monkeypatch):

@@ -100,6 +100,7 @@ def of_bucket(built: BuiltBucket) -> Metadata:
         "dagster/row_count": result.n_rows,
         "files": built.n_files,
         "files_read": built.n_read,
+        "bytes_read": built.bytes_read,
         "trials": result.n_trials,
         "quarantined": len(result.refusals),
         "shards": len(result.shards),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -73,7 +72,7 @@ def test_each_row_and_target_is_kept(mini: Path) -> None:
 def test_age_and_gender_are_attributes_and_channels(mini: Path) -> None:
     store = Store(mini / "store")
     names = [channel.name for channel in store.manifest.channels]
-    trials = pq.read_table(store.folder / "trials.parquet").to_pylist()
+    trials = store.cold("attributes").to_pylist()
     for number in (0, 7, 30):
         rows = store.trial_rows(number)
         attributes: dict[str, Any] = dict(trials[number]["attributes"])

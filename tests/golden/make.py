@@ -1,23 +1,29 @@
-"""Write `tests/golden/v1/`: small stores of format major 1 that every later reader must read.
+"""Write `tests/golden/v*/`: small stores of each format that every later reader must read.
 
-Run once per format major, from the repository root: `.venv/bin/python tests/golden/make.py`. What
-is there is never overwritten: a store that cannot be read any more is a broken promise.
+Run from the repository root, once per format: `.venv/bin/python tests/golden/make.py`. What is
+there is never overwritten: a store that cannot be read any more is a broken promise.
 
 `expected.json` does not come from the reader. It comes from the numbers that went in: little-endian
-bytes of each row as hexadecimal text (so NaN bits count), and window counts by hand.
+bytes of each row as hexadecimal text (so NaN bits count), and window counts by hand. Of v1 (format
+1.0) that is done here; of v1.1 and v1.2 `golden_cases.py` says what goes in, `golden_built.py` what
+a real build is given, `golden_write.py` writes it, and `golden_oracle.py` works out from SPEC.md
+what must come out: rows, windows, times, digests and every tensor of an epoch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import xxhash
+from golden_built import golden_versions, write_built
+from golden_cases import V1_1, V1_2, Golden
+from golden_oracle import expected, pinned
+from golden_write import write_golden
 from stores import _trial_arrays, make_store
 
 from shards import Store, WindowSpec
@@ -58,8 +64,6 @@ N_WINDOWS = {
     "per_trial": [1, 1, 2, 1, 1],
     "inner_chunks": [3937, 34],
 }
-LISTED_ROWS = 16
-"""Longer arrays are pinned by their hash alone."""
 
 
 def build(path: Path, case: str) -> Store:
@@ -90,15 +94,6 @@ def expected_trials(case: str) -> list[dict[str, Any]]:
     return trials
 
 
-def pinned(rows: Any) -> dict[str, Any]:
-    """Return dtype, shape and the bytes of each row, or of long arrays the hash of all rows."""
-    little = rows.astype(rows.dtype.newbyteorder("<"))
-    about = {"dtype": rows.dtype.name, "shape": list(rows.shape)}
-    if len(rows) <= LISTED_ROWS:
-        return {**about, "rows": [row.tobytes().hex() for row in little]}
-    return {**about, "sha256": hashlib.sha256(little.tobytes()).hexdigest()}
-
-
 def identity(store: Store) -> dict[str, Any]:
     """Return the names that this content has: changing one orphans every checkpoint."""
     return {
@@ -117,25 +112,63 @@ def file_hashes(path: Path) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    """Write the stores and what to expect of them."""
-    root = HERE / "v1"
-    if root.exists():
-        sys.exit(
-            f"{root} is there already and is never overwritten. Write the next major beside it."
-        )
-    expected = {}
+def make_v1(root: Path) -> dict[str, Any]:
+    """Write the stores of format 1.0; return what to expect of them."""
+    found = {}
     for case in CASES:
         store = build(root / case, case)
-        expected[case] = {
+        found[case] = {
             "identity": identity(store),
             "files": file_hashes(root / case),
             "trials": expected_trials(case),
         }
-    text = json.dumps(expected, indent=0, sort_keys=True, ensure_ascii=False)
-    (root / "expected.json").write_text(text + "\n", encoding="utf-8")
-    size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
-    sys.stdout.write(f"{root}: {len(CASES)} stores, {size:,} bytes\n")
+    return found
+
+
+def make_golden(root: Path, cases: dict[str, Golden]) -> dict[str, Any]:
+    """Write the stores of a later format; return what to expect of them, version by version."""
+    found = {}
+    for case, golden in cases.items():
+        store = write_golden(root / case, golden)
+        versions = {"v0001": {"identity": identity(store), **expected(golden)}}
+        found[case] = {"files": file_hashes(root / case), "versions": versions}
+    return found
+
+
+def make_v1_2(root: Path) -> dict[str, Any]:
+    """Write the stores of format 1.2, and that of a real build."""
+    write_built(root / "built")
+    versions = {
+        version: {"identity": identity(Store(root / "built", version)), **expected(golden)}
+        for version, golden in golden_versions().items()
+    }
+    built = {"built": {"files": file_hashes(root / "built"), "versions": versions}}
+    return built | make_golden(root, V1_2)
+
+
+FORMATS = {
+    "v1": make_v1,
+    "v1.1": lambda root: make_golden(root, V1_1),
+    "v1.2": make_v1_2,
+}
+
+
+def main() -> None:
+    """Write the stores of each format that are not there yet, and what to expect of them."""
+    there = [HERE / name for name in FORMATS if (HERE / name).exists()]
+    for name, make in FORMATS.items():
+        root = HERE / name
+        if root in there:
+            continue
+        text = json.dumps(make(root), indent=0, sort_keys=True, ensure_ascii=False)
+        (root / "expected.json").write_text(text + "\n", encoding="utf-8")
+        size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+        sys.stdout.write(f"{root}: {size:,} bytes\n")
+    if there:
+        sys.exit(
+            f"{', '.join(map(str, there))}: there already, and never overwritten. Write the next "
+            "format beside them."
+        )
 
 
 if __name__ == "__main__":

@@ -17,15 +17,17 @@ from roomfolders import ASSETS, DRAFT_CHECKS, STORE_CHECKS
 from pipeline import definitions
 from pipeline.orchestration import assets as assets_module
 from pipeline.orchestration.room import pipeline_code_version, training_code_version
+from pipeline.versions import STAGES
 
 ROOT = Path(__file__).parents[2]
 DATASETS = sorted(path.parent.name for path in (ROOT / "pipeline" / "defs").glob("*/defs.yaml"))
 FREE = [
-    "audit", "audit_store", "buckets", "build", "catalog", "causal", "clean", "codes", "commit",
-    "derive", "draft", "engine", "finish", "fit", "hooks", "ledger", "normalize", "pack",
-    "pictures", "plain", "prepare", "recipe", "regimes", "reshape", "sections", "shape", "shaped",
-    "sources.delimited", "spec", "splits", "staging", "statistics", "tables", "timeline",
-    "trainrows", "trials", "watch", "workspace",
+    "audit", "audit_store", "base", "buckets", "build", "catalog", "causal", "clean", "codes",
+    "commit", "delta", "derive", "draft", "engine", "files", "finish", "fit", "hooks", "ledger",
+    "merge", "normalize", "pack", "patch", "pictures", "plain", "prepare", "quickscan", "rebase",
+    "recipe", "regimes", "reshape", "sections", "shape", "shaped", "sources.delimited", "spec",
+    "splits", "staging", "statistics", "tables", "timeline", "trainrows", "trials", "watch",
+    "workspace",
 ]  # fmt: skip
 
 
@@ -83,6 +85,13 @@ def test_assets_are_described_for_a_stranger(specs: list[dg.AssetSpec]):
         trained = spec.key.path[1] in ("trained_lstm", "evaluation")
         wanted = training_code_version() if trained else pipeline_code_version()
         assert spec.code_version == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_version_changes_with_any_stage(stage: str, monkeypatch: pytest.MonkeyPatch):
+    before = pipeline_code_version()
+    monkeypatch.setitem(STAGES, stage, STAGES[stage] + 1)
+    assert pipeline_code_version() != before
 
 
 def test_checks_and_triggers_are_described_for_a_stranger(location: dg.Definitions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -25,6 +26,7 @@ from trialfolders import snapshot, write_trial, write_trials
 
 from pipeline import buckets as buckets_module
 from pipeline.build import build
+from pipeline.catalog import bucket_of
 from pipeline.ledger import listing_digest
 from pipeline.orchestration import assets as assets_module
 from shards import Store
@@ -107,8 +109,10 @@ def test_each_partition_tells_its_own_numbers(first):
     parts = {f"b{i}": metadata_of(result, "trial_shards", f"b{i}") for i in range(4)}
     counts = Store(project.root / "store").manifest.counts
     for part in parts.values():
-        assert part["files"] == part["trials"] + part["quarantined"]
-        assert {"seconds", "files_per_s", "mb_per_s", "shard_bytes", "reused"} <= part.keys()
+        assert part["files"] == part["files_read"] == part["trials"] + part["quarantined"]
+        assert part["bytes_read"] == part["source_bytes"]
+        assert {"seconds", "files_per_s", "mb_per_s", "shard_bytes"} <= part.keys()
+        assert not part["reused"]
     for key, total in (
         ("dagster/row_count", counts["rows"]),
         ("trials", 12),
@@ -118,8 +122,11 @@ def test_each_partition_tells_its_own_numbers(first):
     ):
         assert sum(part[key] for part in parts.values()) == total
     for part in parts.values():
-        run = {name: part[f"run_{name}"] for name in ("buckets", "trials", "rows", "quarantined")}
-        assert run == {"buckets": 4, "trials": 12, "rows": counts["rows"], "quarantined": 1}
+        names = ("buckets", "files", "files_read", "trials", "rows", "quarantined")
+        assert {name: part[f"run_{name}"] for name in names} == {
+            "buckets": 4, "files": 13, "files_read": 13, "trials": 12, "rows": counts["rows"],
+            "quarantined": 1,
+        }  # fmt: skip
     (quarantined,) = [part for part in parts.values() if part["quarantined"]]
     (row,) = quarantined["quarantine"].records
     assert row.data["file"] == "raw/g0/broken.csv"
@@ -174,10 +181,50 @@ def test_a_second_run_changes_nothing(project: Project):
     assert "changes" not in metadata_of(two, "catalog")
     for part in (metadata_of(two, "trial_shards", f"b{i}") for i in range(4)):
         assert part["reused"]
+        assert (part["files_read"], part["bytes_read"], part["trials"]) == (0, 0, 0)
         assert part["run_buckets_reused"] == 4
+        assert (part["run_files"], part["run_files_read"]) == (13, 0)
         assert not {"files_per_s", "mb_per_s"} & part.keys()
     for asset in ("catalog", "training_set"):
         assert data_version(one, asset) == data_version(two, asset)
+    for bucket in ("b0", "b3"):
+        parts = [data_version(result, "trial_shards", bucket) for result in (one, two)]
+        assert parts[0] == parts[1]
+
+
+def test_a_run_after_changes_reads_the_files_that_differ_and_says_which(project: Project):
+    project.run(*BUILT, tags=project.room.all_buckets)
+    before = Store(project.root / "store")
+    raw = project.root / "raw"
+    write_trial(project.root, "g0/new", TRIAL)
+    changed = write_trial(project.root, "g1/t04", TRIAL)
+    os.utime(changed, (1, 1))
+    (raw / "g2" / "t05.csv").unlink()
+    result = project.run(*BUILT, tags=project.room.all_buckets)
+    assert result.success, messages(result)
+    assert all(outcomes(result).values())
+    told = metadata_of(result, "catalog")
+    assert (told["files_new"], told["files_changed"], told["files_gone"]) == (1, 1, 1)
+    assert [(row.data["what"], row.data["file"]) for row in told["changes"].records] == [
+        ("new", "raw/g0/new.csv"), ("changed", "raw/g1/t04.csv"), ("gone", "raw/g2/t05.csv"),
+    ]  # fmt: skip
+    touched = [bucket_of(f"raw/{name}.csv", 4) for name in ("g0/new", "g1/t04")]
+    parts = [metadata_of(result, "trial_shards", f"b{i}") for i in range(4)]
+    for number, part in enumerate(parts):
+        n_read = touched.count(number)
+        assert (part["files_read"], part["trials"]) == (n_read, n_read)
+        assert part["reused"] == (n_read == 0)
+        assert part["run_files_read"] == 2
+        assert part["run_buckets_reused"] == 4 - len(set(touched))
+    assert sum(part["files"] for part in parts) == 13
+    assert sum(part["bytes_read"] for part in parts) == 2 * changed.stat().st_size
+    # Equal rows are one shard; all others are those of the version before.
+    after = Store(project.root / "store")
+    assert after.version == metadata_of(result, "training_set")["version"] == "v0002"
+    kept = {entry.digest for entry in before.manifest.shards}
+    assert sum(e.n_trials for e in after.manifest.shards if e.digest not in kept) == 2
+    build(project.root / "dataset.yaml", project.root / "plain")
+    assert Store(project.root / "plain").fingerprint == after.fingerprint
 
 
 # --- partitions -----------------------------------------------------------------------------------
@@ -280,15 +327,15 @@ def test_a_failing_bucket_stops_no_other_and_can_be_built_alone(
 ):
     project.run("catalog")
     bad = {f.trial_id for f in project.room.space.catalog().files if f.bucket == 2}
-    write = buckets_module._write_members
+    write = buckets_module.write_members
 
-    def failing(store, members):
+    def failing(store, members, form):
         if bad & {member.batch.rows["id"][member.number].as_py() for member in members}:
             raise OSError(28, "No space left on device")
-        return write(store, members)
+        return write(store, members, form)
 
     with monkeypatch.context() as broken:
-        broken.setattr(buckets_module, "_write_members", failing)
+        broken.setattr(buckets_module, "write_members", failing)
         result = project.run("trial_shards", "training_set", tags=project.room.all_buckets)
     assert not result.success
     said = messages(result)
@@ -323,14 +370,14 @@ def test_a_bucket_that_fails_once_is_built_by_the_retry(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ):
     project.run("catalog")
-    write, left = buckets_module._write_members, [1]
+    write, left = buckets_module.write_members, [1]
 
-    def failing(store, members):
+    def failing(store, members, form):
         if left and left.pop():
             raise OSError("once")
-        return write(store, members)
+        return write(store, members, form)
 
-    monkeypatch.setattr(buckets_module, "_write_members", failing)
+    monkeypatch.setattr(buckets_module, "write_members", failing)
     result = project.run("trial_shards", tags=project.room.all_buckets)
     assert result.success
     assert set(partitions(result)) == {"b0", "b1", "b2", "b3"}

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from roomfolders import BUILT, Project, draw_nothing
 from trialfolders import csv_text, write_trial, write_trials
 
-from pipeline.commit import commit_version
+from pipeline.build import build
+from pipeline.commit import Work, commit_version
 from pipeline.ledger import listing_digest
 from pipeline.orchestration import triggers as triggers_module
 from pipeline.orchestration.triggers import watch_files
 from pipeline.watch import Watch
+from shards import Store
 
 TRIAL = {"x": [1.0, 2.0, 3.0], "y": [2.0, 1.0, 4.0]}
 QUIET = 60
@@ -201,12 +203,43 @@ def test_a_cursor_of_another_release_does_not_stop_the_sensor(project: Project, 
     assert len(watcher.settle()) == 1
 
 
-def test_a_damaged_record_of_the_last_commit_does_not_stop_the_sensor(
+def test_a_lost_cursor_starts_no_run_for_what_is_committed_and_refused(
+    project: Project, watcher: Watcher
+):
+    (project.root / "raw" / "g0" / "broken.csv").write_text("x,y\n1,two\n")
+    add_bad_name(project.root)
+    assert project.run(*BUILT, tags=project.room.all_buckets).success
+    watcher.cursor = None
+    assert watcher.settle() == []
+
+
+def test_a_lost_cursor_starts_no_run_after_a_build_that_read_one_file(
+    project: Project, watcher: Watcher
+):
+    assert project.run(*BUILT, tags=project.room.all_buckets).success
+    change(project.root)
+    assert project.run(*BUILT, tags=project.room.all_buckets).success
+    remove(project.root)
+    assert project.run(*BUILT, tags=project.room.all_buckets).success
+    watcher.cursor = None
+    assert watcher.settle() == []
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "index.arrow", "quarantine.parquet"])
+def test_a_lost_cursor_and_a_damaged_version_start_one_run(
+    project: Project, clock: Clock, name: str
+):
+    build(project.root / "dataset.yaml", project.root / "store")
+    (Store(project.root / "store").folder / name).write_bytes(b"junk")
+    assert len(Watcher(project, clock).settle()) == 1
+
+
+def test_a_lost_cursor_starts_one_run_where_another_specification_made_the_version(
     project: Project, clock: Clock
 ):
-    project.run(*BUILT, tags=project.room.all_buckets)
-    project.room.space.committed.write_bytes(b"junk")
-    assert len(Watcher(project, clock).settle()) <= 1
+    build(project.root / "dataset.yaml", project.root / "store")
+    project.change(channels=["x"])
+    assert len(Watcher(project, clock).settle()) == 1
 
 
 def test_a_repeated_look_asks_for_the_same_run(project: Project, clock: Clock):
@@ -255,9 +288,9 @@ SHARED_ROOM: dict[str, object] = {}
 
 def test_the_committed_listing_is_what_the_sensor_sees(project: Project):
     space = project.room.space
-    found = space.scan()
-    results = [space.build_bucket(found, bucket) for bucket in range(4)]
-    commit_version(space, found, results, after=None)
+    delta = space.delta(space.scan(), None)
+    results = [space.build_bucket(delta, bucket) for bucket in range(4)]
+    commit_version(space, Work(delta, results, base=None, after=None))
     result = watch_files(project.room, None, listing_digest(space.scan()), 0.0, 0.0)
     assert not result.run_requests
     assert result.skip_reason.skip_message == "Nothing changed."

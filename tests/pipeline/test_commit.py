@@ -37,6 +37,7 @@ from pipeline.catalog import bucket_of
 from pipeline.commit import Commit, Work, commit_version
 from pipeline.delta import Changes, Delta
 from pipeline.ledger import CatalogNotFoundError, listing_digest
+from pipeline.versions import STAGES
 from pipeline.workspace import BucketsMissingError, Workspace, files_of
 from shards import Store
 from shards.errors import CommitConflictError, TooManyQuarantinedError
@@ -640,6 +641,17 @@ def test_what_decides_the_content_of_a_trial_reads_all_files_again(
     assert split_of(old) == split_of(new)
     assert old.fit == new.fit
     assert snapshot(old.folder) == snapshot(new.folder)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_version_of_any_stage_reads_all_files_again(
+    root: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+):
+    step_by_step(root)
+    assert delta_now(open_space(root)).is_empty
+    monkeypatch.setitem(STAGES, stage, STAGES[stage] + 1)
+    assert len(delta_now(open_space(root)).read) == 12
+    assert build(root / "dataset.yaml", root / "store").n_read == 12
 
 
 def test_shards_of_another_size_are_wanted_of_new_trials_alone(root: Path):

@@ -1,8 +1,10 @@
-"""Golden stores: what format major 1 was when it was published is read the same for ever.
+"""Golden stores: what a format was when it was published is read the same for ever.
 
 Made once by `tests/golden/make.py` and committed; `expected.json` holds the numbers that went in.
+Those of format 1.0 come first, then 1.1 and 1.2, then what is newer than this reader.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -13,21 +15,40 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
+from click.testing import CliRunner
 
-from shards import Store
+from loaders import TrialStream
+from shards import FORMAT_VERSION, CorruptStoreError, FormatVersionError, InvalidSpecError, Store
+from shards.identity import canonical_json
+from shards.manifest import sign
 from shards.verify import verify_store
+from trialshards.cli import main
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 V1 = GOLDEN / "v1"
 EXPECTED = json.loads((V1 / "expected.json").read_text(encoding="utf-8"))
+LATER = {
+    f"{folder}/{case}": found
+    for folder in ("v1.1", "v1.2")
+    for case, found in json.loads((GOLDEN / folder / "expected.json").read_bytes()).items()
+}
+VERSIONS = {
+    f"{case}@{version}": found
+    for case, part in LATER.items()
+    for version, found in part["versions"].items()
+}
 
 
+@functools.cache
 def load_make():
     spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
     module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
     spec.loader.exec_module(module)
+    sys.path[:] = before
     return module
 
 
@@ -143,23 +164,359 @@ def test_make_never_overwrites(tmp_path):
         GOLDEN, tmp_path / "tests" / "golden", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copy(GOLDEN.parent / "stores.py", tmp_path / "tests")
-    before = load_make().file_hashes(tmp_path / "tests" / "golden" / "v1")
+    hashes = [load_make().file_hashes(tmp_path / "tests/golden" / v) for v in load_make().FORMATS]
     done = subprocess.run(
         [sys.executable, tmp_path / "tests" / "golden" / "make.py"], capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "never overwritten" in done.stderr
-    assert load_make().file_hashes(tmp_path / "tests" / "golden" / "v1") == before
+    assert hashes == [
+        load_make().file_hashes(tmp_path / "tests/golden" / v) for v in load_make().FORMATS
+    ]
 
 
-def test_the_golden_stores_are_small_and_git_keeps_them():
-    files = [p for p in V1.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 60_000
-    assert all(any(folder.iterdir()) for folder in V1.rglob("*") if folder.is_dir())
+@pytest.mark.parametrize(
+    ("name", "most_bytes"), {"v1": 60_000, "v1.1": 60_000, "v1.2": 220_000}.items()
+)
+def test_the_golden_stores_are_small_and_git_keeps_them(name, most_bytes):
+    root = GOLDEN / name
+    files = [p for p in root.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < most_bytes
+    assert all(any(folder.iterdir()) for folder in root.rglob("*") if folder.is_dir())
     if not (GOLDEN.parents[1] / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no git checkout")
     ignored = subprocess.run(
-        ["git", "check-ignore", "--stdin"], cwd=V1, capture_output=True, text=True,
-        input="\n".join(p.relative_to(V1).as_posix() for p in files),
+        ["git", "check-ignore", "--stdin"], cwd=root, capture_output=True, text=True,
+        input="\n".join(p.relative_to(root).as_posix() for p in files),
     )  # fmt: skip
     assert (ignored.returncode, ignored.stdout) == (1, "")
+
+
+# --- formats 1.1 and 1.2 --------------------------------------------------------------------------
+
+later = pytest.mark.parametrize("case", LATER)
+versions = pytest.mark.parametrize("name", VERSIONS)
+
+
+def opened(name):
+    case, version = name.split("@")
+    return Store(GOLDEN / case, version)
+
+
+def test_the_later_cases_together_cover_what_their_formats_can_say():
+    stores = {name: opened(name) for name in VERSIONS}
+    shapes = {
+        (s.manifest.layout, s.manifest.container) for s in stores.values() if s.manifest.parts
+    }
+    assert shapes == {(a, b) for a in ("rows", "windows") for b in ("zarr", "parquet")}
+    for name, store in stores.items():
+        raw = json.loads((store.folder / "dataset.json").read_bytes())
+        assert f"{raw['format']['major']}.{raw['format']['minor']}" == name.split("/")[0][1:]
+    manifests = [store.manifest for store in stores.values()]
+    arrays = {array for m in manifests for s in m.shards for array in s.arrays}
+    assert arrays == {"values", "observed", "targets", "codes", "time"}
+    kinds = {(m.target.kind, m.layout) for m in manifests}
+    assert kinds >= {(k, "windows") for k in ("forecast", "per_step", "per_trial")}
+    scopes = {scope.partition(":")[0] for s in stores.values() for _, scope in s.entries}
+    assert scopes == {"none", "trial", "prefix(2)", "train", "group", "regime", "window"}
+    assert {e.encoding for m in manifests for e in (*m.codes, *m.statics)} == {
+        "number", "one_hot", "embed",
+    }  # fmt: skip
+    assert {len(m.parts) for m in manifests if m.tombstones} == {2}
+    assert len([n for n in VERSIONS if n.startswith("v1.2/built")]) == 3
+
+
+@pytest.mark.parametrize("case", [c for c in LATER if c.startswith("v1.2")])
+def test_the_newest_version_has_dead_rows_in_a_shard_and_in_a_part(case):
+    store = Store(GOLDEN / case)
+    manifest, index = store.manifest, store.index
+    assert sum(shard.n_rows for shard in manifest.shards) > store.n_stored.sum()
+    assert sum(part.n_rows for part in manifest.parts) > len(index)
+    (stone,) = manifest.tombstones
+    assert index.find(stone.id) is None
+
+
+@later
+def test_the_committed_bytes_of_later_formats_are_untouched(case):
+    assert load_make().file_hashes(GOLDEN / case) == LATER[case]["files"]
+
+
+@versions
+def test_every_promise_of_a_later_format_holds(name):
+    case, version = name.split("@")
+    assert verify_store(GOLDEN / case, version) == []
+
+
+@versions
+def test_the_reader_knows_later_content_by_its_pinned_names(name):
+    store, wanted = opened(name), VERSIONS[name]
+    assert load_make().identity(store) == wanted["identity"]
+    assert wanted["identity"]["trials"] == [trial["digest"] for trial in wanted["trials"]]
+    assert (store.manifest.layout, store.manifest.container) == (
+        wanted["layout"], wanted["container"],
+    )  # fmt: skip
+    assert [vars(stone) for stone in store.manifest.tombstones] == wanted["tombstones"]
+
+
+@versions
+def test_the_map_shows_what_went_into_later_stores(name):
+    store, trials = opened(name), VERSIONS[name]["trials"]
+    assert len(store.index) == len(trials)
+    for number, trial in enumerate(trials):
+        assert store.trial_number(trial["id"]) == number
+        assert int(store.index.n_windows[number]) == trial["n_windows"]
+        for array, pin in trial.get("stored", trial["arrays"]).items():
+            assert_pinned(store.trial_stored(number, array), pin)
+
+
+@versions
+def test_trials_by_id_say_what_went_in(name):
+    store = opened(name)
+    for number, wanted in enumerate(VERSIONS[name]["trials"]):
+        trial = store[wanted["id"]]
+        assert (trial.number, trial.id, trial.n_rows) == (number, wanted["id"], wanted["n_rows"])
+        assert (trial.split, trial.weight, trial.label) == (
+            wanted["split"], wanted["weight"], wanted["label"],
+        )  # fmt: skip
+        assert {k: v for k, v in trial.attributes.items() if v is not None} == {
+            k: v for k, v in wanted["attributes"].items() if v is not None
+        }
+        assert trial.digest == wanted["digest"]
+        assert [list(words) for words in trial.categories] == wanted["categories"]
+        assert (None if trial.time is None else trial.time.tolist()) == wanted["time"]
+        if store.manifest.layout == "windows":
+            with pytest.raises(InvalidSpecError, match="holds windows"):
+                trial.values  # noqa: B018
+        else:
+            assert_pinned(trial.values, wanted["arrays"]["values"])
+
+
+@pytest.mark.parametrize("name", [n for n in VERSIONS if n.startswith("v1.2")])
+def test_a_trial_that_gaps_cut_comes_whole_by_its_own_id(name):
+    store, torn = opened(name), {}
+    for trial in VERSIONS[name]["trials"]:
+        torn.setdefault(trial["trial"], []).append(trial)
+    for trial_id, segments in torn.items():
+        trial = store[trial_id]
+        assert [part.id for part in trial.segments] == [part["id"] for part in segments]
+        times = [part["time"] for part in segments]
+        if None in times:
+            assert trial.time is None
+        else:
+            assert trial.time.tolist() == [time for part in times for time in part]
+
+
+@versions
+def test_others_alone_see_the_numbers_that_went_into_later_stores(name):
+    """No reader of ours: the JSON, Arrow IPC, Zarr and Parquet that SPEC.md promises to all."""
+    case, version = name.split("@")
+    folder = GOLDEN / case / "versions" / version
+    manifest = json.loads((folder / "dataset.json").read_bytes())
+    with pa.OSFile(str(folder / "index.arrow")) as file:
+        index = pa.ipc.open_file(file).read_all().to_pylist()
+    for number, (row, trial) in enumerate(zip(index, VERSIONS[name]["trials"], strict=True)):
+        assert (row["id"], row["n_rows"], row["n_windows"], row["weight"]) == (
+            trial["id"], trial["n_rows"], trial["n_windows"], trial["weight"],
+        )  # fmt: skip
+        assert manifest["splits"][row["split"]] == trial["split"]
+        assert (None if np.isnan(row["label"]) else row["label"]) == trial["label_code"]
+        pins = trial.get("stored", trial["arrays"])
+        extent = row["n_windows"] if "stored" in trial else row["n_rows"]
+        place = GOLDEN / case / "shards" / manifest["shards"][row["shard"]]["digest"]
+        arrays = arrays_of_others(place, manifest["container"])
+        assert set(arrays) - {"time"} == set(pins)
+        part = slice(row["row_start"], row["row_start"] + extent)
+        for array, pin in pins.items():
+            assert_pinned(arrays[array][part], pin)
+        fact = cold_row_of_others(GOLDEN / case, folder, manifest, row, number)
+        assert (fact["id"], fact["digest"]) == (trial["id"], trial["digest"])
+        assert (fact.get("categories") or []) == trial["categories"]
+        if trial["time"] is None:
+            continue
+        assert fact["segment_start"] == trial["time"][0]
+        if trial["is_regular"]:
+            steps = np.arange(row["n_rows"]) * fact["time_step"]
+            assert (fact["segment_start"] + steps).tolist() == trial["time"]
+        else:
+            assert np.isnan(fact["time_step"])
+            assert arrays["time"][part, 0].tolist() == trial["time"]
+
+
+def arrays_of_others(folder, container):
+    if container == "zarr":
+        group = zarr.open_group(folder, mode="r")
+        return {name: np.asarray(group[name][:]) for name in group.array_keys()}
+    table = pq.read_table(folder / "rows.parquet")
+    return {
+        name: column.combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+
+
+def cold_row_of_others(store, folder, manifest, row, number):
+    if "parts" not in manifest:
+        return pq.read_table(folder / "trials.parquet").slice(number, 1).to_pylist()[0]
+    digest = manifest["parts"][row["part"]]["digest"]
+    return (
+        pq.read_table(store / "parts" / f"{digest}.parquet")
+        .slice(row["part_row"], 1)
+        .to_pylist()[0]
+    )
+
+
+@versions
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_epoch_delivers_the_pinned_tensors(name, batch_size):
+    store = opened(name)
+    assert set(VERSIONS[name]["epochs"]) == {trial["split"] for trial in VERSIONS[name]["trials"]}
+    for split, wanted in VERSIONS[name]["epochs"].items():
+        got = {}
+        for batch in TrialStream(store, split=split, shuffle="none", batch_size=batch_size):
+            is_draw = batch.trial.numpy() >= 0  # the last step may have filler rows
+            tensors = {key: t.numpy() for key, t in vars(batch).items() if hasattr(t, "numpy")}
+            for key, tensor in tensors.items():
+                got.setdefault(key, []).append(tensor[is_draw])
+        joined = {key: np.concatenate(parts) for key, parts in got.items()}
+        assert wanted == {
+            key: {
+                "dtype": rows.dtype.name,
+                "shape": list(rows.shape),
+                "sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+            }
+            for key, rows in joined.items()
+        }
+
+
+@pytest.mark.parametrize("case", [case for case in LATER if case != "v1.2/built"])
+def test_todays_writer_gives_later_content_the_same_names(case, tmp_path):
+    """Names alone: another release of the Parquet library may pack the same rows otherwise."""
+    make = load_make()
+    golden = {**make.V1_1, **make.V1_2}[case.partition("/")[2]]
+    assert (
+        make.identity(make.write_golden(tmp_path, golden))
+        == (LATER[case]["versions"]["v0001"]["identity"])
+    )
+
+
+@pytest.mark.parametrize("case", [*LATER, *(f"v1/{case}" for case in EXPECTED)])
+def test_expected_json_is_what_the_oracle_says_of_the_numbers(case):
+    make, (folder, name) = load_make(), case.split("/")
+    if folder == "v1":
+        assert make.expected_trials(name) == EXPECTED[name]["trials"]
+        return
+    known = {"v0001": {**make.V1_1, **make.V1_2}.get(name)}
+    for version, golden in (make.golden_versions() if name == "built" else known).items():
+        found = json.loads(json.dumps(make.expected(golden)))
+        assert found == {
+            k: v for k, v in LATER[case]["versions"][version].items() if k != "identity"
+        }
+
+
+# --- newer than this reader -----------------------------------------------------------------------
+
+ROWS, PACKED = "v1.2/rows_zarr", "v1.2/windows_parquet"
+
+
+def edited(tmp_path, case, change):
+    """A copy of a golden store whose manifest says something else, signed as its writer would."""
+    shutil.copytree(GOLDEN / case, tmp_path / "store")
+    path = tmp_path / "store" / "versions" / "v0001" / "dataset.json"
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_bytes(canonical_json(sign(document)) + b"\n")
+    return tmp_path / "store"
+
+
+def with_unknown_array(document):
+    for shard in document["shards"]:
+        shard["arrays"]["phase"] = dict(shard["arrays"]["values"])
+
+
+UNKNOWN = {
+    "layout": lambda d: d.update(layout="ragged"),
+    "container": lambda d: d.update(container="lance"),
+    "scope": lambda d: d["normalization"].update(scope="season"),
+    "method": lambda d: d["normalization"].update(method="whitening"),
+    "short": lambda d: d["windows"].update(short="mirror"),
+    "target": lambda d: d["target"].update(kind="survival"),
+    "encoding": lambda d: d["codes"][0].update(encoding="hash"),
+    "array": with_unknown_array,
+}
+
+
+def test_the_format_version_is_that_of_the_newest_golden_stores():
+    assert f"v{FORMAT_VERSION}" == list(load_make().FORMATS)[-1]
+    written = json.loads((Store(GOLDEN / ROWS).folder / "dataset.json").read_bytes())["format"]
+    assert f"{written['major']}.{written['minor']}" == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("case", [ROWS, PACKED])
+def test_a_newer_minor_with_unknown_fields_opens_and_delivers_the_same(tmp_path, case):
+    def change(document):
+        document["format"]["minor"] = 9
+        document["format"]["flavour"] = "mild"
+        document["lanes"] = {"n": 3}
+        document["windows"]["phase"] = 1
+        document["shards"][0]["encryption"] = None
+        document["parts"][0]["bloom"] = "ff"
+        document["tombstones"][0]["by"] = "somebody"
+
+    new, old = Store(edited(tmp_path, case, change)), Store(GOLDEN / case)
+    assert verify_store(new.path) == []
+    assert new.manifest == old.manifest
+    for got, want in zip(TrialStream(new), TrialStream(old), strict=True):
+        assert got.values.numpy().tobytes() == want.values.numpy().tobytes()
+
+
+@pytest.mark.parametrize("field", [None, *UNKNOWN])
+def test_a_newer_major_is_refused_whatever_else_it_says(tmp_path, field):
+    def change(document):
+        document["format"] = {"name": "trialshards", "major": 2, "minor": 5}
+        if field:
+            UNKNOWN[field](document)
+
+    store = edited(tmp_path, ROWS, change)
+    for open_it in (Store, verify_store):
+        with pytest.raises(FormatVersionError) as caught:
+            open_it(store)
+        said = str(caught.value)
+        assert "dataset.json has format trialshards 2.5;" in said
+        assert f"knows trialshards up to {FORMAT_VERSION}." in said
+        assert said.endswith("Upgrade: pip install -U trialshards")
+
+
+@pytest.mark.parametrize("minor", [2, 3])
+@pytest.mark.parametrize("field", UNKNOWN)
+def test_what_changes_batches_and_is_unknown_is_refused_with_both_versions(tmp_path, field, minor):
+    """Of a newer minor it is new, and an upgrade helps; of this one it is nothing of ours."""
+
+    def change(document):
+        document["format"]["minor"] = minor
+        UNKNOWN[field](document)
+
+    store = edited(tmp_path, ROWS, change)
+    for open_it in (Store, verify_store):
+        with pytest.raises(CorruptStoreError if minor == 2 else FormatVersionError) as caught:
+            open_it(store)
+        said = str(caught.value)
+        assert str(store / "versions" / "v0001" / "dataset.json") in said
+        assert f"has format trialshards 1.{minor}" in said
+        assert f"this reader knows trialshards up to {FORMAT_VERSION}" in said
+        assert "pip install -U trialshards" in said
+
+
+def test_a_newer_manifest_that_is_damaged_is_no_matter_of_versions(tmp_path):
+    store = edited(tmp_path, ROWS, lambda d: d["format"].update(minor=3))
+    path = store / "versions" / "v0001" / "dataset.json"
+    path.write_bytes(path.read_bytes().replace(b'"layout":"rows"', b'"layout":"bows"'))
+    with pytest.raises(CorruptStoreError, match="its xxh3_128 is not that of its content"):
+        Store(store)
+
+
+@pytest.mark.parametrize(("minor", "shown"), [(2, "1.2"), (7, "1.7")])
+def test_inspect_shows_the_format_of_the_version_and_of_this_reader(tmp_path, minor, shown):
+    store = edited(tmp_path, ROWS, lambda d: d["format"].update(minor=minor))
+    said = CliRunner().invoke(main, ["inspect", str(store)]).output
+    assert f"format {shown}; this reader knows {FORMAT_VERSION}" in said
+    about = json.loads(CliRunner().invoke(main, ["inspect", str(store), "--json"]).output)
+    assert (about["format"], about["reader_format"]) == (shown, FORMAT_VERSION)

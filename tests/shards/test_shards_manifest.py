@@ -369,12 +369,15 @@ def test_every_flipped_bit_of_a_manifest_with_long_numbers_and_letters_is_refuse
 def test_a_promise_of_more_rows_than_any_file_holds_is_refused_when_mapped(tmp_path):
     store = build(tmp_path, missing=False)
     edit(store, promising(n_rows=2**60, n_columns=3))
+    with pytest.raises(CorruptStoreError, match="wanted an integer of"):
+        Store(tmp_path)
+    edit(store, promising(n_rows=2**45, n_columns=3))
     again = Store(tmp_path)
-    with pytest.raises(CorruptStoreError, match="is missing; wanted"):
+    with pytest.raises(CorruptStoreError, match="is missing"):
         again.shard_rows(0)
     huge = tmp_path / "shards" / again.manifest.shards[0].digest
     (tmp_path / "shards" / store.manifest.shards[0].digest).rename(huge)
-    with pytest.raises(CorruptStoreError, match=r"bytes; the manifest says 1383\d+"):
+    with pytest.raises(CorruptStoreError, match=r"bytes; the manifest says 42\d+"):
         again.shard_rows(0)
     assert [p for p in verify_store(tmp_path) if "values/c/0/0" in p.where]
 
