@@ -65,6 +65,9 @@ bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/read.py
 	$(BIN)/python bench/dagster.py
 	$(BIN)/python bench/ingest.py --many 100000
+	$(BIN)/python bench/again.py
+	$(BIN)/python bench/shapes.py
+	$(BIN)/python bench/index.py
 
 soak: setup  ## the long trials of the tests: 10,000 damaged files, 200 killed builds, every crash
 	$(BIN)/python tests/soak/ingest.py --count 10000 --out bench/results/soak_ingest.json
@@ -74,8 +77,11 @@ soak: setup  ## the long trials of the tests: 10,000 damaged files, 200 killed b
 screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 	$(BIN)/python tests/web/screenshots.py
 
-bench-quick: setup  ## the read benchmark at a size that takes seconds
+bench-quick: setup  ## the read, rerun, shape and index benchmarks at a size that takes minutes
 	$(BIN)/python bench/read.py --quick
+	$(BIN)/python bench/again.py --quick
+	$(BIN)/python bench/shapes.py --quick
+	$(BIN)/python bench/index.py --quick
 
 # The pins hold for every platform, so a local build tag such as +cpu is cut off.
 lock:  ## write constraints.txt from a fresh environment

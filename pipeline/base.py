@@ -156,8 +156,13 @@ class Base:
         lost = pc.is_in(cold["source"], value_set=pa.array(sorted(gone), pa.utf8()))
         return table.filter(pc.invert(lost))
 
-    def rows_of(self, ids: pa.ChunkedArray) -> pa.Table:
-        """Return `digest`, `shard` and `row_start` of some ids in order; null where it has none."""
+    def rows_of(self, ids: pa.ChunkedArray, *more: str) -> pa.Table:
+        """Return `digest`, `shard` and `row_start` of some ids in order; null where it has none.
+
+        Args:
+            ids: Of trial segments.
+            more: Cold columns to be returned as well.
+        """
         import pyarrow.compute as pc
 
         index = self.store.index
@@ -172,6 +177,7 @@ class Base:
                 "digest": self._cold["digest"].take(at),
                 "shard": shards.take(pa.array(index.shard).take(place)),
                 "row_start": pa.array(index.row_start).take(place),
+                **{name: self.store.cold(name)[name].take(at) for name in more},
             }
         )
 

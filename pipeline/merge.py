@@ -103,6 +103,22 @@ def _without(rows: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, frozenset[st
     return left, frozenset(sources.filter(nothing).to_pylist())
 
 
+def _has_equal_times(merged: Merged, base: Base, new: pa.ChunkedArray) -> pa.Array:
+    """Return whether the times in the base's shard are those of each new row, as far as is known.
+
+    No digest of a trial tells of them. A shard holds those that are irregular.
+    """
+    fresh = dataclasses.replace(merged, index=merged.index.filter(new))
+    cold = fresh.cold("source_xxh3", "time_step")
+    if "time_step" not in cold.column_names:
+        return pa.array(np.ones(cold.num_rows, np.bool_))
+    regular = pc.invert(pc.is_nan(cold["time_step"]))
+    if pc.all(regular).as_py():
+        return regular
+    old = base.rows_of(fresh.index["id"], "source_xxh3")["source_xxh3"]
+    return pc.or_(regular, pc.equal(old, cold["source_xxh3"]).fill_null(False))
+
+
 def keep_equal(merged: Merged, base: Base | None) -> Merged:
     """Return the rows, those whose trial is as it was at the place where the base has it.
 
@@ -117,6 +133,7 @@ def keep_equal(merged: Merged, base: Base | None) -> Merged:
     same = pc.equal(old["digest"], fresh["digest"]).fill_null(False)
     if not pc.any(same).as_py():
         return merged
+    same = pc.and_(same, _has_equal_times(merged, base, new))
     index = merged.index
     for name in ("shard", "row_start"):
         own = pc.filter(index[name], new)

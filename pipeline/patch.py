@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base import Base
@@ -84,7 +84,8 @@ def _delta_of(space: Workspace, base: Base, paths: Sequence[str], *, add: bool) 
     tables = read_tables(space.root, {} if spec.source.holds_many else spec.attributes)
     n_buckets = count_buckets(int(counts.get("source_bytes", 0)), spec.shards.buckets)
     read: list[SourceFile] = []
-    claimed = {named[0]: r.source for r in base.refusals if (named := identify(r.source))}
+    refused = {r.source for r in base.refusals}
+    claimed = [(named[0], path) for path in sorted(refused) if (named := identify(path))]
     for path in sorted(set(paths)):
         if is_hidden(path) or not matches_glob(path, spec.source.files):
             raise InvalidSpecError(
@@ -131,7 +132,7 @@ def _delta_of(space: Workspace, base: Base, paths: Sequence[str], *, add: bool) 
     )
 
 
-def _check_id(base: Base, path: str, trial_id: str, claimed: Mapping[str, str]) -> None:
+def _check_id(base: Base, path: str, trial_id: str, claimed: Sequence[tuple[str, str]]) -> None:
     """Refuse a trial id that another file has, be it refused, or that was taken out by hand."""
     if trial_id in (stone.id for stone in base.tombstones):
         raise InvalidSpecError(
@@ -139,8 +140,9 @@ def _check_id(base: Base, path: str, trial_id: str, claimed: Mapping[str, str]) 
             f"trialshards tombstone {base.store.path} {trial_id} --undo"
         )
     number = base.store.index.find(trial_id)
-    source = claimed.get(trial_id) if number is None else base.sources[number].as_py()
-    if source not in (path, None):
+    rivals = [source for name, source in claimed if name == trial_id]
+    rivals += [] if number is None else [base.sources[number].as_py()]
+    if source := next((rival for rival in rivals if rival != path), None):
         raise InvalidSpecError(
             f"{path} has the trial id {trial_id!r}, which {source} has already. Rename one, or "
             "make source.trial_id tell them apart."

@@ -11,6 +11,7 @@ from shards.errors import CommitConflictError
 if TYPE_CHECKING:
     from pipeline.commit import Work
     from pipeline.workspace import Workspace
+    from shards.manifest import Tombstone
 
 Known = dict[str, tuple[int, int]]
 SHOWN = 3
@@ -26,10 +27,13 @@ def rebase(space: Workspace, work: Work, conflict: CommitConflictError) -> Work:
 
     Raises:
         CommitConflictError: If both touched the same files, and not alike; or if the other version
-            was made by another specification.
+            was made by another specification or by other attribute tables, or other trials were
+            taken out of it.
     """
     theirs = find_base(space.store, space.plan)
     if theirs is None or not theirs.reusable or not _same_request(space, theirs):
+        raise conflict
+    if theirs.says("tables") != work.delta.tables or theirs.tombstones != _tombstones(work):
         raise conflict
     before: Known = work.base.known if work.base is not None and work.base.reusable else {}
     now = theirs.known
@@ -45,6 +49,10 @@ def rebase(space: Workspace, work: Work, conflict: CommitConflictError) -> Work:
             f"and both touched {len(clash)} of the same files ({shown}). Run the build again."
         ) from conflict
     return _on_top(work, theirs, alike, before, now)
+
+
+def _tombstones(work: Work) -> tuple[Tombstone, ...]:
+    return work.base.tombstones if work.base is not None else ()
 
 
 def _same_request(space: Workspace, theirs: Base) -> bool:

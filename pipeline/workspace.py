@@ -148,10 +148,12 @@ class Workspace:
             bucket: Its number.
             on_files: Progress.
             n_workers: Threads; by default one per processor.
-            afresh: Read them in any case, and leave alone what is staged.
+            afresh: Read them in any case, and forget what is staged of them: it may be of other
+                content although neither size nor time says so.
         """
         staged = self.staged_path(delta.n_buckets, bucket)
         if afresh:
+            remove_all(self._staged_of(delta.files_of(bucket)))
             staged = staged.with_name(f"patch-{staged.name}")
             remove_all([staged])
         return build_bucket(
@@ -163,6 +165,16 @@ class Workspace:
             on_files=on_files,
             n_workers=n_workers,
         )
+
+    def _staged_of(self, files: Sequence[SourceFile]) -> list[Path]:
+        """Return the staged buckets that hold some of the files, however many buckets there are."""
+        paths = {file.path for file in files}
+        found = []
+        for staged in sorted(self.staging_root.glob(f"{self.plan}-*/[0-9]*.arrow")):
+            bucket = read_staged(staged, self.store)
+            if bucket is None or not paths.isdisjoint(file.path for file in bucket.result.files):
+                found.append(staged)
+        return found
 
     def staged_buckets(self, delta: Delta) -> list[BucketResult]:
         """Return what was staged of all buckets that have files to read.

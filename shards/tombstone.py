@@ -19,6 +19,8 @@ from shards.redraft import redraft_version, whole_trials
 from shards.version import VersionDraft, publish_version
 
 SHOWN = 5
+TOMBSTONE = "tombstone"
+"""The rule by which a file is ignored of which nothing else is left."""
 _SUMS = {
     "rows": "n_rows", "rows_in": "n_rows_in", "rows_inserted": "n_inserted",
     "values_clipped": "n_outliers",
@@ -73,7 +75,31 @@ def _bring_back(store: Store, draft: VersionDraft, ids: list[str], _: str) -> Ve
         )
     left = tuple(stone for stone in draft.tombstones if stone.id not in ids)
     sources = {stone.source for stone in draft.tombstones if stone.id in ids}
-    return dataclasses.replace(draft, tombstones=left, build=_read_again(store, draft, sources))
+    return dataclasses.replace(
+        draft,
+        tombstones=left,
+        counts=_without_ignored(store, draft, left),
+        build=_read_again(store, draft, sources),
+    )
+
+
+def _without_ignored(
+    store: Store, draft: VersionDraft, left: Sequence[Tombstone]
+) -> Mapping[str, Any]:
+    """Return the counts without files that are ignored no more: this version knows nothing of them.
+
+    A file that is gone was never counted again, so there may be fewer than tombstones say.
+    """
+    ignored = dict(draft.counts.get("ignored", {}))
+    if "files" not in draft.counts or not ignored.get(TOMBSTONE):
+        return draft.counts
+    others = set(draft.quarantine["source"].to_pylist())
+    others |= set(store.cold("source")["source"].to_pylist())
+    n_left = min(ignored[TOMBSTONE], len({stone.source for stone in left} - others))
+    n_files = draft.counts["files"] - (ignored[TOMBSTONE] - n_left)
+    ignored[TOMBSTONE] = n_left
+    ignored = {rule: n for rule, n in ignored.items() if n}
+    return {**draft.counts, "files": n_files, "ignored": ignored}
 
 
 def _read_again(store: Store, draft: VersionDraft, sources: set[str]) -> Mapping[str, Any]:
@@ -105,7 +131,7 @@ def _take_out(store: Store, draft: VersionDraft, ids: list[str], reason: str) ->
     return dataclasses.replace(
         draft,
         trials=draft.trials.filter(pc.invert(gone)),
-        counts=_count(draft.counts, left, removed) if ids else draft.counts,
+        counts=_count(draft, left, removed) if ids else draft.counts,
         tombstones=tuple(sorted(tombstones, key=lambda tombstone: tombstone.id.encode())),
     )
 
@@ -144,9 +170,10 @@ def _tombstones(removed: pa.Table, reason: str) -> list[Tombstone]:
     ]
 
 
-def _count(counts: Any, left: pa.Table, removed: pa.Table) -> dict[str, Any]:
+def _count(draft: VersionDraft, left: pa.Table, removed: pa.Table) -> dict[str, Any]:
     """Return the counts without the trials; files of which nothing is left are ignored by name."""
-    new, columns = dict(counts), set(left.column_names)
+    counts, columns = draft.counts, set(left.column_names)
+    new = dict(counts)
     for name, column in _SUMS.items():
         if name in counts and column in columns:
             new[name] = counts[name] - (pc.sum(removed[column]).as_py() or 0)
@@ -163,17 +190,18 @@ def _count(counts: Any, left: pa.Table, removed: pa.Table) -> dict[str, Any]:
         by_split = sides["split"].value_counts().to_pylist()
         new["trials_by_split"] = dict(sorted((c["values"], c["counts"]) for c in by_split))
     if "source" in columns:
-        new |= _count_files(counts, left, removed)
+        others = [*left["source"].chunks, *draft.quarantine["source"].chunks]
+        new |= _count_files(counts, pa.chunked_array(others, pa.utf8()), removed)
     return new
 
 
-def _count_files(counts: Any, left: pa.Table, removed: pa.Table) -> dict[str, Any]:
+def _count_files(counts: Any, others: pa.ChunkedArray, removed: pa.Table) -> dict[str, Any]:
     files = removed.group_by("source", use_threads=False).aggregate(
         [("size_bytes", "max")] if "size_bytes" in removed.column_names else []
     )
-    files = files.filter(pc.invert(pc.is_in(files["source"], value_set=pc.unique(left["source"]))))
+    files = files.filter(pc.invert(pc.is_in(files["source"], value_set=pc.unique(others))))
     ignored = dict(counts.get("ignored", {}))
-    ignored["tombstone"] = ignored.get("tombstone", 0) + files.num_rows
+    ignored[TOMBSTONE] = ignored.get(TOMBSTONE, 0) + files.num_rows
     new: dict[str, Any] = {"ignored": {rule: n for rule, n in ignored.items() if n}}
     if "source_bytes" in counts and "size_bytes_max" in files.column_names:
         new["source_bytes"] = counts["source_bytes"] - (

@@ -228,14 +228,16 @@ def publish_version(store: Path, draft: VersionDraft, *, after: str | None) -> s
 
     Returns:
         The name of the version that now holds this content: `after` itself when it says the same
-        already, and then nothing is written.
+        already and is whole, and then nothing is written.
 
     Raises:
         CommitConflictError: If another build committed first.
     """
     manifest, files = render_version(draft)
     if after is not None:
-        current = store / "versions" / after / "dataset.json"
-        if current.is_file() and current.read_bytes() == manifest.to_bytes():
+        wanted = {**files, "dataset.json": manifest.to_bytes()}
+        current = [(store / "versions" / after / name, content) for name, content in wanted.items()]
+        # One with a damaged index would else be what every build finds, and leaves so.
+        if all(path.is_file() and path.read_bytes() == content for path, content in current):
             return after
     return commit_version(store, manifest, files, after=after)

@@ -15,6 +15,7 @@ import yaml
 
 from loaders import TrialStream
 from shards import Store
+from shards.index import PARTS_SCHEMA
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "deploy"))
@@ -159,6 +160,12 @@ def test_the_component_of_the_readme_is_the_one_in_the_repository():
     (text,) = re.findall(r"```\n(type: .*?)```", README, re.DOTALL)
     defs = ROOT / "pipeline" / "defs" / "robot_arm" / "defs.yaml"
     assert yaml.safe_load(text) == yaml.safe_load(defs.read_text())
+
+
+def test_an_index_row_is_as_large_as_the_readme_says():
+    at_the_ids = 8  # where each one begins
+    n_bytes = at_the_ids + sum(field.type.bit_width // 8 for field in list(PARTS_SCHEMA)[1:])
+    assert f"costs {n_bytes} bytes and the id per *trial*" in README
 
 
 def test_every_make_target_that_is_shown_exists():

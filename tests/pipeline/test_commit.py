@@ -802,6 +802,20 @@ def test_a_damaged_newest_version_stops_no_build_and_nothing_is_taken_from_it(
     assert build_all(space) == sizes
 
 
+@pytest.mark.parametrize("which", DAMAGED)
+def test_after_a_build_on_a_damaged_version_the_newest_one_is_whole(root: Path, which: str):
+    step_by_step(root)
+    before = Store(root / "store")
+    fingerprint, path = before.fingerprint, DAMAGED[which](before)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert build(root / "dataset.yaml", root / "store").version == (
+        "v0002" if before.folder in path.parents else "v0001"
+    )
+    assert verify_store(root / "store") == []
+    assert Store(root / "store").fingerprint == fingerprint
+    assert build(root / "dataset.yaml", root / "store").n_read == 0
+
+
 @pytest.mark.parametrize("which", sorted(DAMAGED.keys() - {"manifest"}))
 def test_a_trial_that_was_taken_out_stays_out_where_the_newest_version_is_damaged(
     root: Path, which: str

@@ -32,8 +32,14 @@ class KnownBase:
     tables: str = ""
     told: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    refusals: tuple[Refusal, ...] = ()
+
     def says(self, name: str) -> Any:
         return {"tables": self.tables}[name]
+
+    @property
+    def taken_out(self) -> frozenset[str]:
+        return frozenset(stone.source for stone in self.tombstones)
 
     @property
     def sources(self) -> pa.Array:
