@@ -27,7 +27,7 @@ def describe_shape(store: Store) -> dict[str, Any]:
         "container": manifest.container,
         "n_stored": n_stored,
         "n_dead": n_dead,
-        "dead_share": n_dead / max(n_stored, 1),
+        "dead_share": round(n_dead / max(n_stored, 1), 4),
         "n_parts": len(manifest.parts),
         "tombstones": [dict(vars(tombstone)) for tombstone in manifest.tombstones],
         "fit": str(manifest.build.get("fit", "own")),

@@ -178,8 +178,7 @@ def of_version(room: Room, store: Store, commit: Commit) -> Metadata:
 def _shape(store: Store) -> Metadata:
     """Say how a version is stored, and what of it no trial needs any more."""
     about = describe_shape(store)
-    facts = {name: about[name] for name in ("layout", "container")}
-    facts |= {"dead_share": round(about["dead_share"], 4), "parts": about["n_parts"]}
+    facts = {key: about[key] for key in ("layout", "container", "n_parts", "dead_share")}
     stones = [{key: s[key] for key in ("id", "source", "reason")} for s in about["tombstones"]]
     return facts | {"taken_out": len(stones)} | _table("tombstones", stones[:SHOWN_REFUSALS])
 

@@ -87,8 +87,6 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build_family(root, **KINDS[request.param])
 
 
-# --- rows -------------------------------------------------------------------------------------
-
 WINDOWS = st.builds(
     WindowSpec,
     length=st.integers(1, 9), stride=st.integers(1, 12), horizon=st.integers(1, 4),
@@ -116,9 +114,6 @@ def test_blocks_hold_each_stored_row_once_and_in_order(n_rows, windows, most):
     whole = list(row_blocks(values, n_rows, None, most=most))
     assert np.concatenate(whole).tobytes() == values.tobytes()
     assert all(len(block) <= most for block in whole)
-
-
-# --- checks -----------------------------------------------------------------------------------
 
 
 def test_every_check_passes_and_says_the_same(family):
@@ -202,9 +197,6 @@ def test_a_masked_value_that_became_a_number_is_found(tmp_path, layout, containe
     assert store.index.id_of(trial) in finding.message
 
 
-# --- pictures ---------------------------------------------------------------------------------
-
-
 def test_sample_windows_are_the_same_to_the_byte(family):
     first, *others = map(pictures.sample_windows, family.stores)
     assert others == [first] * 3
@@ -248,13 +240,10 @@ def test_the_room_says_what_a_version_looks_like(family):
     space = SimpleNamespace(spec=load_spec(family.root / "dataset.yaml"))
     told = of_version(SimpleNamespace(space=space), family.stores[-1], Commit((), ()))
     assert (told["layout"], told["container"]) == SHAPES[-1]
-    assert (told["dead_share"], told["parts"], told["taken_out"]) == (0, 1, 0)
+    assert (told["dead_share"], told["n_parts"], told["taken_out"]) == (0, 1, 0)
     drawn = ("trial_lengths", "missing_values", "sample_windows")
     for key in (*drawn, "before_and_after_normalization"):
         assert "data:image/png;base64," in told[key].value
-
-
-# --- what is told -----------------------------------------------------------------------------
 
 
 def inspect(store: Path, *options: str) -> str:
@@ -291,7 +280,6 @@ def test_inspect_says_how_a_version_is_stored_and_what_is_dead(tmp_path, layout,
         "any more (40.0%); cold index in 2 parts" in said
     )
     assert "taken out by hand: c  sensor [fell] off" in said
-    assert "dead_share" not in said
 
 
 def test_a_given_fit_is_told(tmp_path):
