@@ -38,6 +38,7 @@ from shapes_sets import WINDOWS, find_sets, spec_of
 PLACE = ROOT / "bench" / "scratch" / "shapes"
 SHAPES = tuple(itertools.product(("rows", "windows"), ("zarr", "parquet"), (False, True)))
 GOALS = {False: 1.05, True: 1.09}
+DATA_KINDS = ("values", "targets", "observed")
 EPOCHS_S = 1.0
 """Whole epochs are read until they have taken as long."""
 
@@ -196,12 +197,12 @@ def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def judge(sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Return each goal, what was measured, and what takes most beside the values and the mask."""
+    """Return each goal, what was measured, and what takes most beside data and mask."""
     goals = {}
     for name, row in sets.items():
         for mask, wanted in GOALS.items():
             got = row["shapes"][name_of("rows", "zarr", mask)]
-            beside = {k: v for k, v in got["shares"].items() if k not in ("values", "observed")}
+            beside = {k: v for k, v in got["shares"].items() if k not in DATA_KINDS}
             most = max(beside, key=lambda kind: beside[kind])
             goals[f"{name}: {'with' if mask else 'without'} mask"] = {
                 "wanted": f"<= {wanted}", "measured": got["amplification"],

@@ -56,7 +56,6 @@ def spec_of(name: str, folder: Path) -> dict[str, Any]:
     else:
         write_spec(folder, MARKS[name])
         text = (folder / "dataset.yaml").read_text()
-        (folder / "dataset.yaml").unlink()
     spec: dict[str, Any] = yaml.safe_load(text) if name == "cmapss" else json.loads(text)
     if name in WINDOWS:
         spec["windows"] |= dict(zip(("length", "stride"), WINDOWS[name], strict=True))

@@ -27,7 +27,7 @@ TABLE = click.Path(exists=True, path_type=Path)
     help="Of tables: a row per time step, or a row of lists per trial.",
 )  # fmt: skip
 @click.option("--observed", is_flag=True, help="Of tables: also which values the source held.")
-@click.option("--version", help="A version such as v0003; default: the newest.")
+@click.option("--version", help="A version such as v0003, or a tag; default: the newest.")
 @plain_errors
 def export_command(
     store: Path, out: Path, to: str, split: str | None, physical: bool, per: str, observed: bool,

@@ -40,7 +40,7 @@ IDS = {"trial_id": r"(?P<group>g\d)/(?P<id>[^/.]+)"}
 TABLE = {
     name: {"table": "facts.csv", "trial_id": "{id}", "column": name} for name in ("mass", "kind")
 }
-PER_TRIAL = {"target": {"kind": "per_trial", "attribute": "kind"}}
+PER_TRIAL = {"target": {"kind": "per_trial", "attribute": "kind", "channels": None}}
 SPECS: dict[str, dict[str, Any]] = {
     "own": {"normalize": {"method": "zscore", "scope": "trial"}, "clean": {"missing": "none"}},
     "exact": {
@@ -80,7 +80,11 @@ SPECS: dict[str, dict[str, Any]] = {
         "shards": {"layout": "windows"},
     },
     "regimes": {
-        "normalize": {"scope": "regime", "regimes": {"channels": ["x"], "count": 2}},
+        "normalize": {
+            "scope": "regime",
+            "regimes": {"channels": ["y"], "count": 2},
+            "channels": {"x": {"scope": "train"}},
+        },
         "shards": {"format": "parquet"},
     },
 }
