@@ -19,7 +19,7 @@ from shards.errors import CorruptStoreError
 from shards.identity import file_promise
 from shards.parquetfile import read_cold
 from shards.schema import PartEntry
-from shards.tables import parquet_bytes
+from shards.tables import int64_array, parquet_bytes
 
 
 def part_path(store: Path, digest: str) -> Path:
@@ -81,7 +81,7 @@ def read_parts(
     places = first[part] + row
     if len(places) == joined.num_rows and (np.diff(places) == 1).all():
         return joined
-    return joined.combine_chunks().take(pa.array(places))
+    return joined.combine_chunks().take(int64_array(places))
 
 
 def _read(store: Path, part: PartEntry, columns: Sequence[str] | None) -> pa.Table:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 GROUP_ROWS = 32_768
 """Rows of a row group: what is decoded to know one trial of a million."""
+
+
+def int64_array(values: npt.NDArray[np.int64]) -> pa.Array:
+    """Return whole numbers as an Arrow array.
+
+    `pa.array` would load pandas where it is installed, to ask whether it got one of its own.
+    """
+    values = np.ascontiguousarray(values, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
