@@ -68,7 +68,7 @@ def read_parts(
     """
     n_rows = np.array([part.n_rows for part in parts], np.int64)
     if len(part) and not (
-        part.min() >= 0 and part.max() < len(parts) and row.min() >= 0 and (row < n_rows[part]).all()
+        min(part.min(), row.min()) >= 0 and part.max() < len(parts) and (row < n_rows[part]).all()
     ):
         raise CorruptStoreError(
             f"{store}: the hot index names cold rows that no part has. "
