@@ -66,6 +66,8 @@ class Segment(NamedTuple):
 def segments(batches: Iterable[FinishedBatch], form: Form) -> Iterator[Segment]:
     """Yield the trial segments of finished batches, in order."""
     for batch in batches:
+        if batch.rows is None:  # all its files were refused
+            continue
         n_bytes = batch.n_rows * batch.row_bytes
         if form.cut is not None:
             n_windows = count_windows(batch.n_rows, form.cut.windows)

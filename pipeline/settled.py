@@ -81,12 +81,12 @@ def is_settled(base: Base, delta: Delta, asked: Mapping[str, Any]) -> bool:
     """
     if not base.reusable or not delta.is_empty or dict(base.manifest.spec) != asked:
         return False
-    known = {(r.source, r.code) for r in base.refusals if r.stage == CATALOG_STAGE}
+    known = {refusal for refusal in base.refusals if refusal.stage == CATALOG_STAGE}
     return (
         base.manifest.build.get("fit") is None
         and base.manifest.counts["files"] == delta.n_files
         and base.manifest.counts.get("ignored", {}) == dict(delta.ignored)
-        and known == {(r.source, r.code) for r in delta.refusals}
+        and known == set(delta.refusals)
     )
 
 

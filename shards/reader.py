@@ -55,9 +55,7 @@ class Store(TrialLookup):
         FormatVersionError: If a newer trialshards wrote it.
     """
 
-    def __init__(
-        self, path: str | Path, version: str | None = None, check: str = "none"
-    ) -> None:
+    def __init__(self, path: str | Path, version: str | None = None, check: str = "none") -> None:
         if check not in CHECKS:
             raise InvalidSpecError(f"check is {check!r}; wanted one of {CHECKS}.")
         self.path, self.check = Path(path), check

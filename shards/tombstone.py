@@ -79,7 +79,7 @@ def _bring_back(store: Store, draft: VersionDraft, ids: list[str], _: str) -> Ve
         draft,
         tombstones=left,
         counts=_without_ignored(store, draft, left),
-        build=_read_again(store, draft, sources),
+        build=_read_again(store, draft, left, sources),
     )
 
 
@@ -102,13 +102,18 @@ def _without_ignored(
     return {**draft.counts, "files": n_files, "ignored": ignored}
 
 
-def _read_again(store: Store, draft: VersionDraft, sources: set[str]) -> Mapping[str, Any]:
-    """Tell the next build which files to read although it knows them, by other trials of theirs."""
+def _read_again(
+    store: Store, draft: VersionDraft, left: Sequence[Tombstone], sources: set[str]
+) -> Mapping[str, Any]:
+    """Tell the next build which files to read although it knows them, by other trials of theirs.
+
+    It knows those of its index rows, of refusals, and of other tombstones.
+    """
     if not draft.build:
         return draft.build  # nobody builds on this version
-    named = pa.array(sorted(sources), pa.utf8())
-    known = pc.is_in(named, value_set=pc.unique(store.cold("source")["source"]))
-    again = sorted({*draft.build.get("again", ()), *named.filter(known).to_pylist()})
+    known = {*store.cold("source")["source"].to_pylist(), *(stone.source for stone in left)}
+    known.update(draft.quarantine["source"].to_pylist())
+    again = sorted({*draft.build.get("again", ()), *(sources & known)})
     return {**draft.build, "again": again} if again else draft.build
 
 

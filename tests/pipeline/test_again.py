@@ -387,5 +387,3 @@ def test_two_equal_builds_at_once_publish_one_version(tmp_path: Path):
     assert [report.version for report in reports] == ["v0001"] * 2
     assert list_versions(store) == ["v0001"]
     assert verify_store(store) == []
-
-

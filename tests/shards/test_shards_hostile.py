@@ -214,7 +214,7 @@ def test_whole_takes_integers_alone(value):
     if value == 5 and type(value) is int:
         assert whole(value, "x") == 5
         return
-    with pytest.raises(ValueError, match="x is .*; wanted an integer"):
+    with pytest.raises(ValueError, match=r"x is .*; wanted an integer"):
         whole(value, "x")
 
 

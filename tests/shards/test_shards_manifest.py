@@ -235,6 +235,7 @@ def promising(**spec):
     return change
 
 
+FILES = ("index.arrow", "quarantine.parquet", "fit.json", "trials.parquet")
 CONTRADICTIONS = {
     "values of bytes": promising(dtype="uint8", n_rows=16, n_columns=3),
     "fewer columns than channels": promising(n_rows=16, n_columns=2),
@@ -250,7 +251,7 @@ CONTRADICTIONS = {
     "splits without fingerprint": setting("splits", to=["train", "val"]),
     "fingerprints without split": setting("fingerprints", "val", to="0" * 64),
     "files list": setting("files", to=[]),
-    **{f"files without {name}": removing("files", name) for name in ("index.arrow", "quarantine.parquet", "fit.json", "trials.parquet")},
+    **{f"files without {name}": removing("files", name) for name in FILES},
     "normalization without scope": setting("normalization", to={}),
     "normalization scope": setting("normalization", "scope", to="batch"),
     "target kind": setting("target", "kind", to="magic"),
