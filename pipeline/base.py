@@ -23,7 +23,7 @@ from shards.manifest import Manifest, Tombstone
 from shards.maps import missing_file, shard_files
 from shards.parts import part_path
 from shards.reader import Store
-from shards.writer import newest_version
+from shards.writer import list_versions, newest_version
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def read_base(
         store = Store(root, version)
     except (TrialShardsError, OSError) as error:
         log.warning("everything is built again: %s", error)
-        return None
+        return _older_base(root)
     manifest = store.manifest
     if not manifest.parts or not suits(manifest.build, manifest.spec):
         return Base(store, reusable=False)
@@ -230,9 +230,21 @@ def read_base(
     return base
 
 
+def _older_base(root: Path) -> Base | None:
+    """Return the newest version that can be opened, for its tombstones; None without one."""
+    for version in reversed(list_versions(root)):
+        try:
+            return Base(Store(root, version), reusable=False)
+        except (TrialShardsError, OSError):
+            continue
+    return None
+
+
 def _missing(store: Store) -> str:
     """Return a file that the version needs and that is not there, or has another size."""
-    needed = [(part_path(store.path, p.digest), p.size_bytes) for p in store.manifest.parts]
+    own = store.manifest.files.items()
+    needed = [(store.folder / name, int(promise["size_bytes"])) for name, promise in own]
+    needed += [(part_path(store.path, p.digest), p.size_bytes) for p in store.manifest.parts]
     for shard in store.manifest.shards:
         needed += shard_files(store.path, shard)
     return missing_file(needed)

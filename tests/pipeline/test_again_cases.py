@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -274,6 +275,48 @@ def test_a_shard_that_was_cut_short_is_written_again(tmp_path: Path, container: 
     _, after = build_checked(spec, store)
     assert after.fingerprint == before.fingerprint
     assert build(spec, store).n_read == 0
+
+
+@pytest.mark.parametrize("name", ["fit.json", "quarantine.parquet", "index.arrow"])
+@pytest.mark.parametrize("more", [True, False], ids=["more", "same"])
+def test_a_version_that_lost_a_file_of_its_own_is_built_again(
+    tmp_path: Path, name: str, more: bool
+):
+    write_trials(tmp_path, 8, seed=1)
+    spec = write_spec(tmp_path, normalize={"method": "robust", "scope": "train"})
+    store = tmp_path / "store"
+    build(spec, store)
+    (store / "versions" / "v0001" / name).unlink()
+    if more:
+        write_trial(tmp_path, "g0/more", {"x": [1.0, 2.0], "y": [1.0, 2.0]})
+    report, _ = build_checked(spec, store)
+    assert report.version == "v0002"
+    assert_delivers_like_a_clean_build(tmp_path, spec, store)
+
+
+def test_what_was_taken_out_stays_out_behind_a_version_that_cannot_be_opened(tmp_path: Path):
+    write_trials(tmp_path, 9, seed=1)
+    spec, store = write_spec(tmp_path), tmp_path / "store"
+    build(spec, store)
+    tombstone_trials(store, ["g1/t04"], "worn")
+    write_trial(tmp_path, "g0/more", {"x": [1.0, 2.0], "y": [1.0, 2.0]})
+    build(spec, store)
+    (store / "versions" / "v0003" / "dataset.json").write_text("{")
+    _, opened = build_checked(spec, store)
+    assert opened.version == "v0004"
+    assert "g1/t04" not in opened
+
+
+def test_a_given_fit_that_does_not_say_what_it_came_from_is_refused(tmp_path: Path):
+    write_trials(tmp_path, 8, seed=1)
+    spec = write_spec(tmp_path, normalize={"method": "robust", "scope": "train"})
+    store = tmp_path / "store"
+    build(spec, store)
+    fit = json.loads((store / "versions" / "v0001" / "fit.json").read_text())
+    del fit["trials_digest"]
+    (tmp_path / "fit.json").write_text(json.dumps(fit))
+    with pytest.raises(InvalidSpecError, match="trials_digest"):
+        build(spec, store, fit=tmp_path / "fit.json")
 
 
 # --- two at once ----------------------------------------------------------------------------------

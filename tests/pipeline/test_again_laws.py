@@ -512,7 +512,7 @@ def test_after_any_steps_a_build_is_what_a_clean_one_would_be(tmp_path: Path, se
     walk = Walk(tmp_path / "walk", sections, seed=1)
     try:
         walk.check()
-        for _ in range(6):
+        for _ in range(5):
             walk.step()
         walk.check_old_versions()
     except BaseException as error:

@@ -41,7 +41,7 @@ def read(root: Path, text: str | bytes, name: str = "table.csv", **entry: Any) -
         ("t", "unit,rul\n1,10\n2,20\n"),
         ("t.tsv", "unit\trul\n1\t10\n2\t20\n"),
         ("t.psv", "unit|rul\n1|10\n2|20\n"),
-        ("t.psv.gz", gzip.compress(b"unit|rul\n1|10\n2|20\n")),
+        ("t.psv.gz", gzip.compress(b"unit|rul\n1|10\n2|20\n", mtime=0)),
         ("t[1]*.csv", "unit,rul\n1,10\n2,20\n"),
     ],
 )
