@@ -136,11 +136,15 @@ def remove_leftovers(store: Path, older_than_seconds: float) -> None:
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut."""
     with _explained(folder):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _NewFile(io.RawIOBase):
@@ -208,9 +212,10 @@ def sync_store(store: Path) -> None:
 
     Who wrote a shard has done so already, unless it was killed between the rename and that.
     """
-    for folder in (store / "shards", store / "parts", store / "versions", store, store.parent):
-        if folder.is_dir() and os.access(folder, os.R_OK):
-            sync_folder(folder)
+    with _explained(store):
+        for folder in (store / "shards", store / "parts", store / "versions", store, store.parent):
+            if folder.is_dir() and os.access(folder, os.R_OK):
+                _sync(folder)
 
 
 @contextlib.contextmanager

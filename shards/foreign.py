@@ -37,7 +37,10 @@ def _names(folder: Path, known: set[str] | None, *, is_folder: bool) -> Iterator
         else:
             fits = DIGEST.fullmatch(named) is not None and (named != path.name) != is_folder
             fits = fits or path.name.startswith(_TEMPORARY)
-        mode = os.lstat(path).st_mode
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:  # removed meanwhile, as nobody's
+            continue
         if stat.S_ISLNK(mode):
             yield Problem(str(path), f"a link to {path.readlink()}")
         elif not fits:

@@ -49,6 +49,14 @@ def build(spec: Path, store: Path, workers: int | None, refit: bool, fit: Path |
 
     Only files that are new or changed since the last version are read.
     """
+    try:
+        _build(spec, store, workers, refit=refit, fit=fit)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; nothing is half-written. Run it again to go on.", err=True)
+        raise SystemExit(130) from None
+
+
+def _build(spec: Path, store: Path, workers: int | None, *, refit: bool, fit: Path | None) -> None:
     from pipeline.settled import find_settled
     from trialshards.report import print_build
 
@@ -59,14 +67,10 @@ def build(spec: Path, store: Path, workers: int | None, refit: bool, fit: Path |
     from pipeline.build import build as build_store
     from trialshards.progress import build_progress
 
-    try:
-        with build_progress() as on_progress:
-            report = build_store(
-                spec, store, on_progress=on_progress, n_workers=workers, refit=refit, fit=fit
-            )
-    except KeyboardInterrupt:
-        click.echo("Interrupted; nothing is half-written. Run it again to go on.", err=True)
-        raise SystemExit(130) from None
+    with build_progress() as on_progress:
+        report = build_store(
+            spec, store, on_progress=on_progress, n_workers=workers, refit=refit, fit=fit
+        )
     print_build(report)
 
 

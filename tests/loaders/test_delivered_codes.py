@@ -17,6 +17,7 @@ from codedstores import TextTrial, slow_codes, text_spec, text_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from vandal import replace
 
 from loaders import TrialStream
 from loaders.codes import CodeTable
@@ -237,7 +238,7 @@ def test_a_fit_that_does_not_fit_is_refused(tmp_path, key):
     path = store.folder / "fit.json"
     fit = json.loads(path.read_bytes())
     for change in (fit[key][:-1], fit[key][::-1], [{"name": 1}], None):
-        path.write_text(json.dumps({**fit, key: change}))
+        replace(store.folder, "fit.json", json.dumps({**fit, key: change}).encode())
         with pytest.raises(CorruptStoreError, match=r"fit\.json does not fit the manifest"):
             next(iter(TrialStream(Store(tmp_path))))
 
