@@ -21,7 +21,7 @@ from pipeline.filetable import column_list, digest_of_listing
 from shards.errors import TrialShardsError
 from shards.manifest import Manifest, Tombstone
 from shards.maps import missing_file, shard_files
-from shards.parts import part_path
+from shards.parts import part_path, read_part
 from shards.reader import Store
 from shards.writer import list_versions, newest_version
 
@@ -81,8 +81,7 @@ class Base:
         """
         if not self.reusable:
             return {}
-        lists = (column_list(self._cold, name) for name in ("source", "size_bytes", "mtime_ns"))
-        known = {path: (size, mtime) for path, size, mtime in zip(*lists, strict=True)}
+        known = self._accepted()
         for refusal in self.refusals:
             if refusal.mtime_ns is not None:
                 known.setdefault(refusal.source, (refusal.size_bytes, refusal.mtime_ns))
@@ -90,6 +89,18 @@ class Base:
             known.setdefault(stone.source, (stone.size_bytes, stone.mtime_ns))
         for path in self.says("again") or ():  # a trial of theirs shall come back
             known[path] = (-1, -1)
+        return known
+
+    def _accepted(self) -> dict[str, tuple[int, int]]:
+        """Return the files of all trials, without bringing their rows into the order of ids."""
+        part, row = self.store.index.places()
+        known: dict[str, tuple[int, int]] = {}
+        for number, entry in enumerate(self.manifest.parts):
+            names = ("source", "size_bytes", "mtime_ns")
+            table = read_part(self.store.path, entry, names)
+            path, size, mtime = (column_list(table, name) for name in names)
+            for at in row[part == number].tolist():
+                known[path[at]] = size[at], mtime[at]
         return known
 
     @cached_property

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from shards.lazy import pc
 from shards.regimes import AffineTable, Regimes
 
 Float32 = npt.NDArray[np.float32]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shards.errors import CorruptStoreError
+from shards.lazy import pc
 from shards.manifest import EncodedInput
 from shards.reader import Store
 

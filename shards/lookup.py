@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shards.errors import TrialNotFoundError
+from shards.lazy import pc
 from shards.select import select_trials
 from shards.trial import Trial
 from shards.trialcolumns import trial_table

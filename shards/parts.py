@@ -75,7 +75,7 @@ def read_parts(
             f"Run: trialshards verify {store}"
         )
     used = np.bincount(part, minlength=len(parts)) > 0
-    tables = [_read(store, parts[i], columns) for i in np.flatnonzero(used).tolist()]
+    tables = [read_part(store, parts[i], columns) for i in np.flatnonzero(used).tolist()]
     first = np.cumsum(np.where(used, n_rows, 0)) - n_rows
     joined = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
     places = first[part] + row
@@ -84,6 +84,7 @@ def read_parts(
     return joined.combine_chunks().take(int64_array(places))
 
 
-def _read(store: Path, part: PartEntry, columns: Sequence[str] | None) -> pa.Table:
+def read_part(store: Path, part: PartEntry, columns: Sequence[str] | None) -> pa.Table:
+    """Return all rows of a part, dead ones too, as `read_parts` does."""
     promise = {"size_bytes": part.size_bytes, "xxh3_128": part.digest}
     return read_cold(store, part_path(store, part.digest), promise, part.n_rows, columns)

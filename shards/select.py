@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shards.errors import InvalidSpecError
 from shards.expression import Expression, shown
+from shards.lazy import pc
 from shards.trialcolumns import ATTRIBUTES, TRIALS, TrialColumns
 
 if TYPE_CHECKING:
