@@ -14,9 +14,11 @@ from shards.manifest import Manifest
 from shards.windows import count_windows
 
 _BLOCK = 1 << 16
-_FEW = 20_000
-"""Ids that are compared one by one."""
 """Rows looked at together: what is computed of them stays in the cache."""
+_FEW = 20_000
+"""Ids up to which they are compared one by one."""
+_AT_ONCE = 2_000
+"""Ids that are Python objects at the same time."""
 _MOST_ROWS = 2**50
 _SHORTEST_LIMIT = 2**16
 _LONGEST_TIMES = 16
@@ -49,8 +51,8 @@ def contradictions(index: HotIndex, manifest: Manifest) -> list[str]:
 def _is_sorted(ids: pa.LargeBinaryArray) -> bool:
     """Return whether each id is less than the next one, byte by byte."""
     if len(ids) <= _FEW:  # without loading Arrow's compute functions
-        texts = ids.to_pylist()
-        return all(a < b for a, b in itertools.pairwise(texts))
+        parts = (ids[at : at + _AT_ONCE + 1].to_pylist() for at in range(0, len(ids), _AT_ONCE))
+        return all(a < b for part in parts for a, b in itertools.pairwise(part))
     return bool(pc.all(pc.less(ids[:-1], ids[1:])).as_py())
 
 
