@@ -1,4 +1,4 @@
-"""What a stream yields: one batch of windows with everything a training step needs."""
+"""What a stream yields: one batch with everything a training step needs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 class Batch:
     """This rank's rows of one optimizer step. B rows, L steps, C channels, K target columns.
 
+    A row is a window, a whole trial, or a lane's chunk of one.
+
     Beside the channels, N categorical columns, S static inputs and E embedded static attributes.
 
     The last step of an epoch is filled up with *filler rows*: values 0, trial -1, length 0,
@@ -21,13 +23,15 @@ class Batch:
     Attributes:
         values: float32 `[B, L, C]`, as delivered (SPEC section 5); 0 where missing or padded.
         targets: By the kind of target. forecast: float32 `[B, steps, K]`, in the units of
-            `values`. per_step: float32 `[B, L, K]`, physical units. per_trial: float32 `[B]`
-            without classes, else int64 `[B]`. Missing, padded and filler targets are NaN; as a
-            class, -1.
+            `values`; in batches of trials and lanes `[B, L, steps, K]`, what follows each step,
+            missing behind the end of its trial. per_step: float32 `[B, L, K]`, physical units.
+            per_trial: float32 `[B]` without classes, else int64 `[B]`. Missing, padded and filler
+            targets are NaN; as a class, -1.
         observed: bool `[B, L, C]`, True where the source held a value; None if not stored.
         valid: bool `[B, L]`, False in padding.
         lengths: int64 `[B]`, valid steps.
-        weights: float32 `[B]`, weight of the row's trial; 0 for filler rows.
+        weights: float32 `[B]`, weight of the row's trial; 0 for filler rows. In lanes, times the
+            share of the chunk's steps that count, so that each step weighs alike.
         global_weight: Sum of the weights of this step over all ranks. The loss of a rank is
             `sum(weights * loss) * world_size / global_weight`, so that filler rows bias nothing.
         trial: int64 `[B]`, trial number; -1 for filler rows.
@@ -44,6 +48,10 @@ class Batch:
         statics: float32 `[B, S]`: numbers by the train trials' mean and sd (missing: 0), and
             indicator columns of words (unknown: all 0); None without.
         static_codes: int64 `[B, E]`, like `codes`; None without.
+        reset: bool `[B]`, True where the chunk of a lane starts a trial: zero its hidden state
+            before the step. None but for lanes.
+        counts: bool `[B, L]`, which steps count in the loss; None where all valid ones do.
+        source: Number of the stream in a mixture; None outside of one.
     """
 
     values: Tensor
@@ -63,6 +71,9 @@ class Batch:
     regimes: Tensor | None = None
     window_offset: Tensor | None = None
     window_scale: Tensor | None = None
+    reset: Tensor | None = None
+    counts: Tensor | None = None
+    source: int | None = None
 
     def __len__(self) -> int:
         """Return B, filler rows included."""

@@ -8,16 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from loaders.choices import (
+    Balance,
+    BlockShuffle,
+    LaneBatches,
+    LossWeights,
+    TrialBatches,
+    WindowBatches,
+    check_choice,
+    check_integer,
+)
 from shards import InvalidSpecError, WindowSpec
-
-_CHOICES = {
-    "batches": ("windows",),
-    "shuffle": ("global", "none"),
-    "balance": ("window", "trial"),
-}
+from shards.manifest import TargetSchema
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StreamOptions:
     """What `TrialStream` was asked for; see there.
 
@@ -27,27 +32,50 @@ class StreamOptions:
 
     split: str
     batch_size: int
-    batches: str
+    batches: WindowBatches | TrialBatches | LaneBatches
     shuffle: str
+    blocks: BlockShuffle | None
     seed: int
-    balance: str
+    balance: Balance
+    weights: LossWeights
     windows: WindowSpec | None
+    target: TargetSchema | None
     rank: int | None
     world_size: int | None
-    where: str | None = None
-    trials: TrialIds | None = None
+    where: str | None
+    trials: TrialIds | None
+    ahead: int
+
+    @classmethod
+    def of(cls, **flat: Any) -> StreamOptions:
+        """Make options of the arguments of a stream, words or option classes."""
+        batches, shuffle, trials = flat["batches"], flat["shuffle"], flat["trials"]
+        if not isinstance(batches, WindowBatches | TrialBatches | LaneBatches):
+            check_choice("batches", batches, tuple(_BATCHES))
+            batches = _BATCHES[batches]()
+        blocks = shuffle if isinstance(shuffle, BlockShuffle) else None
+        if blocks is None:
+            check_choice("shuffle", shuffle, ("global", "blocks", "none"))
+            blocks = BlockShuffle() if shuffle == "blocks" else None
+        balance, weights = flat["balance"], flat["weights"]
+        return cls(
+            **flat | {
+                "batches": batches, "blocks": blocks,
+                "shuffle": "blocks" if blocks is not None else shuffle,
+                "balance": balance if isinstance(balance, Balance) else Balance(balance),
+                "weights": weights if isinstance(weights, LossWeights) else LossWeights(weights),
+                "trials": None if trials is None else TrialIds(trials),
+            }
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name, wanted in _CHOICES.items():
-            if getattr(self, name) not in wanted:
-                choices = " or ".join(repr(choice) for choice in wanted)
-                raise InvalidSpecError(f"{name} is {getattr(self, name)!r}; wanted {choices}.")
         check_integer("batch_size", self.batch_size, 1)
         check_integer("seed", self.seed, 0)
-        if self.windows is not None and not isinstance(self.windows, WindowSpec):
-            raise InvalidSpecError(
-                f"windows is {self.windows!r}; wanted a shards.WindowSpec or None."
-            )
+        check_integer("ahead", self.ahead, 0)
+        for name, kind in (("windows", WindowSpec), ("target", TargetSchema)):
+            got = getattr(self, name)
+            if got is not None and not isinstance(got, kind):
+                raise InvalidSpecError(f"{name} is {got!r}; wanted a {kind.__name__} or None.")
         if (self.rank is None) != (self.world_size is None):
             raise InvalidSpecError(
                 f"rank is {self.rank} and world_size is {self.world_size}; wanted both or neither."
@@ -60,6 +88,37 @@ class StreamOptions:
                     f"rank is {self.rank}; wanted less than world_size, {self.world_size}."
                 )
             check_share(self.batch_size, self.world_size)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether windows are shifted at random."""
+        return isinstance(self.batches, WindowBatches) and self.batches.random_offset
+
+    def order(self, windows: WindowSpec, target: TargetSchema | None) -> dict[str, Any]:
+        """Return what decides the batches beside the plan's numbers, as JSON types.
+
+        Args:
+            windows: The windows in force.
+            target: The target in force, or None if it is the store's own.
+
+        What a stream could not be asked for once is left out where it is as it was then, so that
+        the states of that time still fit.
+        """
+        said: dict[str, Any] = {
+            "batches": "windows", "batch_size": self.batch_size, "balance": self.balance.by,
+            "windows": windows.as_dict(),
+        }  # fmt: skip
+        if not isinstance(self.batches, WindowBatches):
+            said["batches"] = {type(self.batches).__name__: vars(self.batches)}
+            said["windows"] = {"horizon": windows.horizon, "steps": windows.steps}
+        elif self.shifts:
+            said["random_offset"] = True
+        if target is not None:
+            said["target"] = [target.kind, *target.columns]
+        return said
+
+
+_BATCHES = {"windows": WindowBatches, "trials": TrialBatches, "lanes": LaneBatches}
 
 
 class TrialIds:
@@ -100,13 +159,3 @@ def check_share(batch_size: int, world_size: int) -> None:
         raise InvalidSpecError(
             f"batch_size is {batch_size} over all ranks; wanted at least world_size, {world_size}."
         )
-
-
-def check_integer(name: str, got: Any, least: int) -> None:
-    """Refuse anything but an integer from `least` on.
-
-    Raises:
-        InvalidSpecError: With the argument's name.
-    """
-    if isinstance(got, bool) or not isinstance(got, int) or got < least:
-        raise InvalidSpecError(f"{name} is {got!r}; wanted an integer >= {least}.")

@@ -202,6 +202,15 @@ class EpochPlan:
         # Each window has its own slot, so a second bijection would shuffle what is shuffled.
         return trial, draw if self.draws_each_once else self._window(trial, draw, epoch)
 
+    def offsets(self, trial: Int64, window: Int64, epoch: int, most: Int64) -> Int64:
+        """Return a number from 0 to `most` for each draw, another one in each epoch."""
+        key = np.uint64(splitmix64(splitmix64(self.seed ^ _MIX2) + epoch))
+        x = trial.astype(np.uint64) * np.uint64(_GAMMA) + key
+        x ^= window.astype(np.uint64) * np.uint64(_MIX2)
+        for mix, shift in ((_MIX1, 30), (_MIX2, 27)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(mix)
+        return ((x >> np.uint64(32)) % (most + 1).astype(np.uint64)).astype(np.int64)
+
     def digest(self, identity: Mapping[str, Any]) -> str:
         """Return the SHA-256 of everything but the seed that decides the batches.
 

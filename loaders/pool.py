@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 LINE_BYTES = 64
 KEPT = 8
@@ -54,3 +55,15 @@ class BufferPool:
             if len(kept) < KEPT:
                 kept.append(array)
             return array
+
+    def take_part(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """Return an array that nobody else sees, of a shape that differs from call to call.
+
+        It is a part of one up to a quarter larger, so that few sizes serve all shapes.
+        """
+        n_items = math.prod(shape)
+        step = max(1, 1 << max(0, n_items.bit_length() - 3))
+        whole = self.take((-(-n_items // step) * step,), dtype)
+        # Through a tensor: NumPy's views of a view know the memory, but not the array counted here.
+        part: npt.NDArray[Any] = torch.from_numpy(whole)[:n_items].view(shape).numpy()
+        return part

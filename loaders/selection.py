@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import cached_property
 from typing import Any
@@ -9,13 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loaders.balance import draw_quotas, loss_weights
+from loaders.blocks import BlockPlan, cut_blocks, pool_blocks_of
+from loaders.choices import LaneBatches, TrialBatches, WindowBatches
 from loaders.chosen import choose_trials, digest_trials
+from loaders.lanes import LanePlan
+from loaders.lengths import LengthPlan
 from loaders.options import StreamOptions
-from loaders.order import EpochPlan, largest_remainder
+from loaders.order import EpochPlan
+from loaders.request import choose_target, choose_windows
 from shards import InvalidSpecError, Store, WindowSpec
+from shards.manifest import TargetSchema
 from shards.windows import count_windows
 
 Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 
 class Selection:
@@ -23,45 +32,71 @@ class Selection:
 
     Attributes:
         trials: `[n]` int64, numbers of the trials asked for; the plan names one by its position.
-        weights: `[n]` float32.
-        windows: The windows in force.
-        plan: The epoch plan.
+        weights: `[n]` float32, what a row of each trial weighs.
+        target: What is predicted.
+        windows: The windows in force; of batches of trials and lanes, what lies ahead of a step.
+        plan: Which window, or trial, comes at which position of an epoch.
+        steps: Of batches of trials and lanes: which rows of which trials are in which step.
 
     Raises:
         StoreNotFoundError: If the version has no such split.
         TrialNotFoundError: If it has no trial of an id that is asked for.
         InvalidSpecError: If the trials have no windows, or they do not suit the target, or the
-            filter is none or chooses nothing.
+            filter is none or chooses nothing, or the store does not hold what is asked for.
     """
 
     def __init__(self, store: Store, options: StreamOptions, chosen: Int64 | None = None) -> None:
         self._store, self._options = store, options
-        self.windows: WindowSpec = options.windows or store.manifest.windows
-        if store.manifest.layout == "windows" and self.windows != store.manifest.windows:
-            raise InvalidSpecError(
-                f"windows are {self.windows}, but {store.path} has layout 'windows' and holds "
-                f"{store.manifest.windows}. Leave windows out, or build a store with "
-                "shards.layout: rows."
-            )
-        if store.manifest.target.kind == "forecast" and self.windows.steps < 1:
-            raise InvalidSpecError("windows.steps is 0; wanted at least 1 for a forecast target.")
+        self.target: TargetSchema = choose_target(store, options)
+        self.windows: WindowSpec = choose_windows(store, options, self.target)
         self.trials: Int64 = choose_trials(store, options) if chosen is None else chosen
-        self.weights = store.index.weight[self.trials]
         n_rows = store.index.n_rows[self.trials]
-        n_windows = count_windows(n_rows, self.windows)
+        n_windows = self._n_windows(n_rows)
         if not n_windows.any():
             raise self._no_windows(n_rows)
-        quotas = n_windows
-        if options.balance == "trial":
-            quotas = largest_remainder(n_windows > 0, int(n_windows.sum()))
-        self.plan = EpochPlan(n_windows, quotas, options.seed, options.shuffle)
+        quotas = draw_quotas(store, options.balance, self.trials, n_windows)
+        self.plan = self._draws(n_windows, quotas)
+        self.weights: Float32 = loss_weights(
+            store, options.weights, self.trials, n_windows, self.plan.quotas
+        )
+        self.steps = self._steps()
         # Of equal weights a sum is a product, and exact: float32 times a count below 2^29.
         same = bool((self.weights == self.weights[0]).all())
         self._one_weight = float(self.weights[0]) if same else None
 
-    def weigh(self, weight: npt.NDArray[np.float32]) -> float:
-        """Return the sum of the weights of some draws; the same bits on every machine."""
-        if self._one_weight is not None:
+    @property
+    def longest(self) -> int:
+        """Steps of the longest row that may be delivered."""
+        batches = self._options.batches
+        if isinstance(batches, LaneBatches):
+            return batches.chunk
+        if isinstance(batches, TrialBatches):
+            return int(self._taken[1].max())
+        return self.windows.length
+
+    def n_steps(self, epoch: int) -> int:
+        """Return the optimizer steps of an epoch."""
+        if self.steps is None:
+            return self.plan.n_steps(self._options.batch_size)
+        return self.steps.epoch(epoch).n_steps
+
+    def first_rows(self, trial: Int64, window: Int64, epoch: int) -> Int64:
+        """Return the first row of windows.
+
+        Args:
+            trial: int64 `[n]`, positions in the list of trials.
+            window: int64 `[n]`, numbers of their windows.
+            epoch: Epoch of the draw, which a random offset depends on.
+        """
+        start = window * self.windows.stride
+        batches = self._options.batches
+        if isinstance(batches, WindowBatches) and batches.random_offset:
+            start += self.plan.offsets(trial, window, epoch, self._slack(trial, start))
+        return start
+
+    def weigh(self, weight: Float32) -> float:
+        """Return the sum of the weights of some rows; the same bits on every machine."""
+        if self._one_weight is not None and self.steps is None:
             return self._one_weight * len(weight)
         return math.fsum(weight.tolist())
 
@@ -72,10 +107,14 @@ class Selection:
         And `trials`, where a filter leaves some out.
         """
         options = self._options
-        order = {
-            "batches": options.batches, "batch_size": options.batch_size,
-            "balance": options.balance, "windows": self.windows.as_dict(),
-        }  # fmt: skip
+        order = options.order(
+            self.windows, None if self.target == self._store.manifest.target else self.target
+        )
+        if options.weights.by != "own":
+            order["weights"] = hashlib.sha256(self.weights.astype("<f4").tobytes()).hexdigest()
+        if self.steps is not None:
+            taken = np.stack(self._taken).astype("<i8")
+            order["rows"] = hashlib.sha256(taken.tobytes()).hexdigest()
         filtered: dict[str, Any] = {}
         # A filter that chooses all is none: the same batches have the same identity.
         code = self._store.split_code(options.split)
@@ -87,6 +126,56 @@ class Selection:
             "seed": options.seed,
             **filtered,
         }
+
+    # How it is made
+
+    def _n_windows(self, n_rows: Int64) -> Int64:
+        if isinstance(self._options.batches, WindowBatches):
+            return count_windows(n_rows, self.windows)
+        return (n_rows > self.windows.ahead).astype(np.int64)
+
+    def _draws(self, n_windows: Int64, quotas: Int64) -> EpochPlan:
+        options, store = self._options, self._store
+        if options.blocks is None:
+            return EpochPlan(n_windows, quotas, options.seed, options.shuffle)
+        index, first = store.index, store.manifest.shards[int(store.index.shard[self.trials[0]])]
+        row_bytes = first.arrays["values"].row_bytes
+        taken = n_windows if store.manifest.layout == "windows" else index.n_rows[self.trials]
+        blocks = cut_blocks(
+            index.shard[self.trials], index.row_start[self.trials], taken,
+            row_bytes=row_bytes, block_bytes=options.blocks.block_bytes,
+        )  # fmt: skip
+        n_pool = pool_blocks_of(blocks, taken * row_bytes, options.blocks.pool_bytes)
+        return BlockPlan(n_windows, quotas, options.seed, blocks=blocks, pool_blocks=n_pool)
+
+    def _steps(self) -> LanePlan | LengthPlan | None:
+        batches, size = self._options.batches, self._options.batch_size
+        if isinstance(batches, WindowBatches):
+            return None
+        starts, lengths = self._taken
+        if isinstance(batches, LaneBatches):
+            return LanePlan(self.plan, lengths, n_lanes=size, chunk=batches.chunk)
+        return LengthPlan(
+            self.plan, lengths, batch_size=size, max_padding=batches.max_padding, starts=starts
+        )
+
+    @cached_property
+    def _taken(self) -> tuple[Int64, Int64]:
+        """First row and number of rows that are taken of each trial."""
+        batches, n_rows = self._options.batches, self._store.index.n_rows[self.trials]
+        n_rows = np.where(n_rows > self.windows.ahead, n_rows, 0)
+        starts = np.zeros(len(n_rows), np.int64)
+        if isinstance(batches, TrialBatches) and batches.max_length is not None:
+            lengths = np.minimum(n_rows, batches.max_length)
+            return (n_rows - lengths if batches.truncate == "start" else starts), lengths
+        return starts, n_rows
+
+    def _slack(self, trial: Int64, start: Int64) -> Int64:
+        """Return how far each window may be shifted and still lie in its trial."""
+        n_rows = self._store.index.n_rows[self.trials.take(trial)]
+        room = n_rows - self.windows.length - self.windows.ahead - start
+        slack: Int64 = np.clip(room, 0, self.windows.stride - 1)
+        return slack
 
     def _no_windows(self, n_rows: Int64) -> InvalidSpecError:
         windows = self.windows

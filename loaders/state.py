@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shards.errors import ResumeError
@@ -17,13 +17,15 @@ _CHOSEN = (
 )
 
 
-def check_state(state: Mapping[str, Any], here: Mapping[str, Any], *, n_steps: int) -> None:
+def check_state(
+    state: Mapping[str, Any], here: Mapping[str, Any], *, n_steps: Callable[[int], int]
+) -> None:
     """Compare a saved state with the stream that shall continue it.
 
     Args:
         state: What `TrialStream.state_dict` returned.
         here: `fingerprint`, `plan` and `seed` of this stream; and `trials` of one with a filter.
-        n_steps: Its steps per epoch.
+        n_steps: Epoch -> its steps.
 
     Raises:
         ResumeError: If they differ; the message lists every difference.
@@ -46,8 +48,9 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], *, n_steps: i
         wrong.append(f"trials: got {chosen[0]}, wanted {chosen[1]} ({_CHOSEN})")
     if wrong:
         raise ResumeError("the state does not fit this stream. " + "; ".join(wrong) + ".")
-    if not (int(state["epoch"]) >= 0 and 0 <= int(state["step"]) < n_steps):
+    epoch, step = int(state["epoch"]), int(state["step"])
+    if not (epoch >= 0 and 0 <= step < n_steps(epoch)):
+        wanted = f" below {n_steps(epoch)}" if epoch >= 0 else " of an epoch >= 0"
         raise ResumeError(
-            f"the state says epoch {state['epoch']}, step {state['step']}; wanted a step below "
-            f"{n_steps}. Start anew."
+            f"the state says epoch {epoch}, step {step}; wanted a step{wanted}. Start anew."
         )

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from loaders.batch import Batch
+from loaders.choices import (
+    Balance,
+    BlockShuffle,
+    LaneBatches,
+    LossWeights,
+    TrialBatches,
+    WindowBatches,
+)
 from loaders.chosen import pack_numbers, unpack_numbers
-from loaders.cursor import SharedCursor
-from loaders.gather import Draws, WindowGather
+from loaders.epochs import EpochStream
+from loaders.gather import RowGather
 from loaders.inverse import Inverse
-from loaders.options import StreamOptions, TrialIds, check_integer, check_share
-from loaders.order import EpochOrder, rank_rows, worker_steps
+from loaders.options import StreamOptions
+from loaders.reader import EpochReader, PartReader, WindowReader
 from loaders.selection import Selection
-from loaders.state import check_state
 from shards import InvalidSpecError, Store, WindowSpec
 from shards.manifest import TargetSchema
 
 Int64 = npt.NDArray[np.int64]
 
 
-class TrialStream(IterableDataset[Batch]):
-    """Yields whole batches of windows; hand it to `DataLoader(stream, batch_size=None)` or loop.
+class TrialStream(EpochStream):
+    """Yields whole batches; hand it to `DataLoader(stream, batch_size=None)` or loop.
 
     One loop is one epoch: when it ends, the next loop gives the next epoch; after a break, the
     next loop starts the same epoch again. Batches depend on the version, the arguments and the
@@ -43,12 +48,18 @@ class TrialStream(IterableDataset[Batch]):
         store: A store or its path.
         split: Split to read.
         batch_size: Rows per optimizer step over all ranks.
-        batches: `windows`.
-        shuffle: `global` or `none` (by trial, then by start).
+        batches: `windows`; `trials`: whole ones, padded, those of like length together; `lanes`:
+            stateful, each of `batch_size` lanes walks one trial after the other in chunks. Or
+            `WindowBatches`, `TrialBatches`, `LaneBatches`.
+        shuffle: `global`; `none` (by trial, then by start); `blocks` or a `BlockShuffle`: for
+            stores beyond memory.
         seed: Integer >= 0.
         balance: `window`: each window once per epoch. `trial`: equally many draws from each trial,
-            as many in all; no window comes again before the others of its trial came.
-        windows: Other windows than the store's; costs nothing.
+            as many in all; no window comes again before the others of its trial came. `sqrt`,
+            `class`, or a `Balance`.
+        weights: What a row weighs in the loss: `own`, `trial`, `class`, or `LossWeights`.
+        windows: Other windows than the store's; costs nothing. `WindowBatches` changes some.
+        target: Another target than the store's: a forecast of channels.
         where: SQL expression over attributes and columns of the index, such as
             `subject = 's07' and n_rows > 500`: reads the trials of the split for which it is true.
             `Store.trials()` shows the columns, `shards/select.py` says what it may do.
@@ -70,21 +81,25 @@ class TrialStream(IterableDataset[Batch]):
         *,
         split: str = "train",
         batch_size: int = 256,
-        batches: str = "windows",
-        shuffle: str = "global",
+        batches: str | WindowBatches | TrialBatches | LaneBatches = "windows",
+        shuffle: str | BlockShuffle = "global",
         seed: int = 0,
-        balance: str = "window",
+        balance: str | Balance = "window",
+        weights: str | LossWeights = "own",
         windows: WindowSpec | None = None,
+        target: TargetSchema | None = None,
         where: str | None = None,
         trials: Iterable[str] | None = None,
         version: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        ahead: int = 0,
     ) -> None:
-        self.options = StreamOptions(
+        super().__init__()
+        self.options = StreamOptions.of(
             split=split, batch_size=batch_size, batches=batches, shuffle=shuffle, seed=seed,
-            balance=balance, windows=windows, rank=rank, world_size=world_size, where=where,
-            trials=None if trials is None else TrialIds(trials),
+            balance=balance, weights=weights, windows=windows, target=target, rank=rank,
+            world_size=world_size, where=where, trials=trials, ahead=ahead,
         )  # fmt: skip
         self.store = store if isinstance(store, Store) else Store(store, version)
         if isinstance(store, Store) and version not in (None, store.version):
@@ -92,10 +107,8 @@ class TrialStream(IterableDataset[Batch]):
                 f"version is {version!r} beside an open store of {self.store.version}; "
                 "wanted a path with a version, or an open store alone."
             )
-        self._cursor = SharedCursor()
         self._chosen: Int64 | None = None
-        self._parent_rank: tuple[int, int] | None = None
-        self._gather: WindowGather | None = None
+        self._gather: RowGather | None = None
         self._pid = os.getpid()
         self._selection  # noqa: B018 - refuse a bad request now, not at the first batch
 
@@ -109,7 +122,7 @@ class TrialStream(IterableDataset[Batch]):
     @property
     def target(self) -> TargetSchema:
         """What the model predicts."""
-        return self.store.manifest.target
+        return self._selection.target
 
     @property
     def n_targets(self) -> int:
@@ -125,6 +138,17 @@ class TrialStream(IterableDataset[Batch]):
     def windows(self) -> WindowSpec:
         """The windows in force."""
         return self._selection.windows
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per optimizer step over all ranks."""
+        return self.options.batch_size
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The rank that was asked for, and of how many."""
+        rank, world_size = self.options.rank, self.options.world_size
+        return None if rank is None or world_size is None else (rank, world_size)
 
     @property
     def fingerprint(self) -> str:
@@ -161,71 +185,25 @@ class TrialStream(IterableDataset[Batch]):
             )
         return self._inverse.apply(values, of, [names.index(column) for column in columns])
 
-    # Where it stands
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a state must agree with to be continued here."""
+        return self._selection.identity
 
-    def __len__(self) -> int:
-        """Return the steps per epoch."""
-        return self._selection.plan.n_steps(self.options.batch_size)
+    def n_steps(self, epoch: int) -> int:
+        """Return the optimizer steps of an epoch; of lanes they may differ."""
+        return self._selection.n_steps(epoch)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next loop give `epoch`; a start within that epoch (after a resume) is kept.
+    def reader(self, epoch: int, ranks: tuple[int, int] | None = None) -> EpochReader:
+        """Return what reads any step of an epoch.
 
-        Raises:
-            InvalidSpecError: If `epoch` is no integer >= 0.
+        Args:
+            epoch: The epoch.
+            ranks: Which rank of how many; by default this process among its like.
         """
-        check_integer("epoch", epoch, 0)
-        if epoch != self._cursor.position[0]:
-            self._cursor.move(epoch, 0)
-
-    def state_dict(self, batch: Batch | None = None) -> dict[str, Any]:
-        """Return the state after `batch`, or where the next loop starts.
-
-        It holds for any number of ranks and workers. Prefetched batches do not count: give the
-        last batch that was trained on.
-        """
-        epoch, step = self._cursor.position
-        if batch is not None:
-            epoch, step = batch.epoch, batch.step + 1
-            if step >= len(self):
-                epoch, step = epoch + 1, 0
-        return {**self._selection.identity, "epoch": epoch, "step": step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next loop start where `state` was taken.
-
-        Raises:
-            ResumeError: If the state belongs to other data or another order of them.
-        """
-        check_state(state, self._selection.identity, n_steps=len(self))
-        self._cursor.move(int(state["epoch"]), int(state["step"]))
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the steps of the current epoch that belong to this rank and worker."""
-        start, token = self._cursor.begin()
-        return self._epoch(start, token)
-
-    def _epoch(self, start: tuple[int, int], token: int) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, n_workers = (info.id, info.num_workers) if info else (0, 1)
-        rank, world_size = self._rank()
-        check_share(self.options.batch_size, world_size)
-        rows = rank_rows(self.options.batch_size, rank, world_size)
-        gather = self._opened()
-        order = EpochOrder(self._selection.plan, start[0], gather.resolve)
-        for step in worker_steps(start[1], len(self), worker=worker, n_workers=n_workers):
-            first = step * self.options.batch_size
-            last = min(first + self.options.batch_size, self._selection.plan.n_draws)
-            draws = Draws._make(order.read(first, last))
-            mine = draws
-            if world_size > 1:
-                mine = Draws._make(column[..., rows[0] : rows[1]] for column in draws)
-            yield Batch(
-                **gather.collect(mine, rows[1] - rows[0]),  # type: ignore[arg-type]
-                global_weight=self._selection.weigh(draws.weights),
-                epoch=start[0],
-                step=step,
-            )
-        self._cursor.finish(start, token)
+        kind = WindowReader if self._selection.steps is None else PartReader
+        ranks = self._rank() if ranks is None else ranks
+        return kind(self._selection, self._opened(), self.options, epoch=epoch, ranks=ranks)
 
     # What it is made of
 
@@ -237,20 +215,9 @@ class TrialStream(IterableDataset[Batch]):
     def _inverse(self) -> Inverse:
         return Inverse(self.store)
 
-    def _rank(self) -> tuple[int, int]:
-        options = self.options
-        if options.rank is not None and options.world_size is not None:
-            return options.rank, options.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        # Spawned workers do not see the process group; what their parent saw came with the pickle.
-        if self._parent_rank is not None and get_worker_info() is not None:
-            return self._parent_rank
-        return 0, 1
-
-    def _opened(self) -> WindowGather:
+    def _opened(self) -> RowGather:
         if self._gather is None:
-            self._gather = WindowGather(self.store, self._selection)
+            self._gather = RowGather(self.store, self._selection)
         elif self._pid != os.getpid():  # forked: the maps serve on, the memory is the parent's
             self._gather.renew_pool()
         self._pid = os.getpid()
@@ -262,7 +229,7 @@ class TrialStream(IterableDataset[Batch]):
         return {
             "chosen": pack_numbers(self._selection.trials) if filtered else None,
             "options": self.options, "store": self.store,
-            "cursor": self._cursor, "parent_rank": self._rank(),
+            "cursor": self._cursor, "parent_rank": self._found_rank(),
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -128,13 +128,15 @@ def test_balance_trial_draws_equally(tmp_path):
 def test_bad_requests_name_argument_got_and_wanted(tmp_path):
     store = make_store(tmp_path, [30, 3], splits=["train", "val"], windows=WindowSpec(4, steps=1))
     cases = {
-        "batches is 'lanes'; wanted 'windows'": {"batches": "lanes"},
-        "shuffle is 'blocks'; wanted 'global' or 'none'": {"shuffle": "blocks"},
-        "balance is 'class'; wanted 'window' or 'trial'": {"balance": "class"},
+        "batches is 'rows'; wanted 'windows', 'trials' or 'lanes'": {"batches": "rows"},
+        "shuffle is 'random'; wanted 'global', 'blocks' or 'none'": {"shuffle": "random"},
+        "balance is 'even'; wanted 'window', 'trial'": {"balance": "even"},
+        "weights is 'even'; wanted 'own', 'trial'": {"weights": "even"},
+        "ahead is -1; wanted an integer >= 0": {"ahead": -1},
         "batch_size is 0; wanted an integer >= 1": {"batch_size": 0},
         "seed is -1": {"seed": -1},
         "seed is 1.5": {"seed": 1.5},
-        "windows is 4; wanted a shards.WindowSpec": {"windows": 4},
+        "windows is 4; wanted a WindowSpec or None": {"windows": 4},
         "rank is 1 and world_size is None": {"rank": 1},
         "rank is 2; wanted less than world_size, 2": {"rank": 2, "world_size": 2},
         "at least world_size, 4": {"batch_size": 3, "rank": 0, "world_size": 4},

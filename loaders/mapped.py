@@ -1,0 +1,83 @@
+"""One array of all shards of a split as one flat tensor.
+
+All shards are mapped into one address range, so one `index_select` over an overlapping strided
+view fetches a whole batch at the speed of a block copy, from 1 shard or 1,000.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shards import Store
+
+Int64 = npt.NDArray[np.int64]
+
+
+class MappedRows:
+    """One array of all shards that hold the given trials, as one flat tensor.
+
+    Args:
+        store: The open version.
+        array: Array name.
+        trials: Trial numbers; a look-up takes the position in this list.
+        n_columns: Columns of one step.
+        most_rows: Rows that one look-up may reach past the first; more rows than a trial has are
+            read harmlessly.
+    """
+
+    def __init__(
+        self, store: Store, array: str, trials: Int64, n_columns: int, most_rows: int
+    ) -> None:
+        index = store.index
+        shards, place = np.unique(index.shard[trials], return_inverse=True)
+        spec = store.manifest.shards[int(shards[0])].arrays[array]
+        files = store.map_array(array, shards.tolist(), tail_bytes=most_rows * spec.row_bytes)
+        item_bytes = spec.row_bytes // spec.n_columns
+        self.n_columns = n_columns
+        self._width = spec.n_columns
+        self._stride = store.manifest.windows.stride if store.manifest.layout == "windows" else None
+        self._first: Int64 = files.offsets[place] // item_bytes
+        self._first += index.row_start[trials] * self._width
+        # Few of torch's kernels know uint16; int16 moves the same bits.
+        self._array = files.bytes.view("int16" if spec.dtype == "uint16" else spec.dtype)
+        with warnings.catch_warnings():  # the map is read-only, and so is all use of it here
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._flat = torch.from_numpy(self._array)
+        self._views: dict[int, Tensor] = {}
+
+    def locate(self, trial: Int64, row: Int64) -> Int64:
+        """Return the element where the window at `row` of `trial` (a position in the list) begins.
+
+        In layout rows it begins with that row; in layout windows it is a row of its own.
+        """
+        element = self._first.take(trial)
+        element += (row if self._stride is None else row // self._stride) * self._width
+        return element
+
+    def pick(self, element: Int64) -> npt.NDArray[Any]:
+        """Return single elements, in the shape asked for."""
+        return self._array.take(element)
+
+    def copy(self, element: Tensor, out: npt.NDArray[Any]) -> Tensor:
+        """Copy what follows each of `element` into a row of `out`.
+
+        Args:
+            element: `[n]` int64, from `locate`.
+            out: `[n, n_rows, columns]`, C order.
+
+        Returns:
+            `[n, n_rows * columns]`, sharing the memory of `out`.
+        """
+        width = out.shape[1] * out.shape[2]
+        rows = torch.from_numpy(out.reshape(len(out), width))
+        if width not in self._views:
+            shape = (self._flat.numel() - width + 1, width)
+            self._views[width] = self._flat.as_strided(shape, (1, 1))
+        torch.index_select(self._views[width], 0, element, out=rows)
+        return rows
