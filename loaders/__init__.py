@@ -9,6 +9,7 @@ from loaders.choices import (
     TrialBatches,
     WindowBatches,
 )
+from loaders.mix import mix
 from loaders.stream import TrialStream
 from shards import open_store
 
@@ -21,5 +22,6 @@ __all__ = [
     "TrialBatches",
     "TrialStream",
     "WindowBatches",
+    "mix",
     "open_store",
 ]

@@ -114,4 +114,5 @@ class PartReader:
             own[trial < 0] = 0
             return own
         counted = np.clip(start + n_rows - np.maximum(start, self._lanes.burn_in), 0, None)
-        return (own.astype(np.float64) * counted / self._lanes.chunk).astype(np.float32)
+        shares: npt.NDArray[np.float64] = own.astype(np.float64) * counted / self._lanes.chunk
+        return shares.astype(np.float32)

@@ -194,6 +194,11 @@ class TrialStream(EpochStream):
         """Return the optimizer steps of an epoch; of lanes they may differ."""
         return self._selection.n_steps(epoch)
 
+    @property
+    def varies(self) -> bool:
+        """Whether epochs may differ in steps: those of lanes may."""
+        return isinstance(self.options.batches, LaneBatches)
+
     def reader(self, epoch: int, ranks: tuple[int, int] | None = None) -> EpochReader:
         """Return what reads any step of an epoch.
 

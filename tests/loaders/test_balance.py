@@ -217,7 +217,7 @@ def test_by_attribute_takes_every_column_of_the_table_of_trials(store):
 
 def test_a_trial_whose_share_is_below_a_draw_is_told_of(store, caplog):
     with caplog.at_level(logging.WARNING):
-        assert quotas_of(store, Balance("class"), [99, 1, 0, 0, 1, 0])[1] == 0
+        assert quotas_of(store, Balance("class"), [99, 1, 1, 0, 1, 0])[1] == 0
     assert "1 of 6 trials" in caplog.text
     assert "'t1'" in caplog.text
     caplog.clear()

@@ -1,0 +1,105 @@
+"""Refuse to be iterated by a wrapper that takes a part of what is already a rank's part.
+
+A stream gives each rank its own rows of every step. Wrappers written for data sets that know
+nothing of ranks divide once more, and nobody notices: Accelerate's `prepare` delivered 40 of 80
+windows to 2 ranks. Such a wrapper stands on the call stack when it asks for the first batch, also
+in a forked worker; before a worker is spawned it stands there while the stream is pickled. So the
+stack is looked at, once per epoch, and none of these packages is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from torch.utils.data import get_worker_info
+
+from shards.errors import InvalidSpecError
+
+
+def refuse_second_sharding() -> None:
+    """Look who asks for batches, or for a pickle to ask in another process.
+
+    Raises:
+        InvalidSpecError: If it is a wrapper that would divide the stream again.
+    """
+    for frame in _callers():
+        judge = _JUDGES.get(frame.f_globals.get("__name__", ""))
+        advice = judge(frame) if judge is not None else None
+        if advice is not None:
+            raise InvalidSpecError(advice)
+
+
+def refuse_state_of_dataset() -> None:
+    """Look who asks for the place where the next loop starts.
+
+    torchdata's StatefulDataLoader asks its copy of a data set after each batch and goes on from
+    there. A stream is at the start of the epoch until its end: all of it would come again.
+
+    Raises:
+        InvalidSpecError: If it is that loader.
+    """
+    for frame in _callers():
+        if frame.f_globals.get("__name__", "").startswith("torchdata.stateful_dataloader."):
+            raise InvalidSpecError(
+                "a stream is the data set of torchdata's StatefulDataLoader, which would start "
+                "the epoch again when it resumes; wanted a state by the last batch. Use "
+                "loaders.integrations.stateful_loader(stream, num_workers=...) instead."
+            )
+
+
+def _callers() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _accelerate(frame: FrameType) -> str | None:
+    wrapper = frame.f_locals.get("self")
+    name = type(wrapper).__name__
+    if name == "IterableDatasetShard":
+        n_parts = getattr(wrapper, "num_processes", 1)
+    elif name == "DataLoaderDispatcher":
+        n_parts = getattr(getattr(wrapper, "state", None), "num_processes", 1)
+    else:
+        return None
+    return None if n_parts == 1 else (
+        f"Accelerate's {name} would divide this rank's rows among {n_parts} processes again, and "
+        f"lose the others'. Do not hand a stream to accelerator.prepare(): use "
+        "loaders.integrations.prepare_stream(accelerator, stream)."
+    )  # fmt: skip
+
+
+def _hugging_face(frame: FrameType) -> str | None:
+    nodes = getattr(frame.f_locals.get("self"), "_distributed", None)
+    if nodes is not None and nodes.world_size > 1:
+        return (
+            f"split_dataset_by_node would take every {nodes.world_size}th of this rank's batches. "
+            "Iterate the stream itself: it knows rank and world_size."
+        )
+    info = get_worker_info()
+    if info is not None and info.num_workers > 1:
+        return (
+            "a datasets.IterableDataset of one shard runs in one DataLoader worker, while this "
+            f"stream gives each of {info.num_workers} workers its part. Hand the stream itself to "
+            "DataLoader(stream, batch_size=None)."
+        )
+    return None
+
+
+def _data_pipe(frame: FrameType) -> str | None:
+    wrapper = frame.f_locals.get("self")
+    n_parts = getattr(wrapper, "num_of_instances", 1)
+    return None if n_parts == 1 else (
+        f"sharding_filter() would take every {n_parts}th of the batches that are already those of "
+        "this rank and worker. Take it out of the pipe."
+    )  # fmt: skip
+
+
+_JUDGES: dict[str, Callable[[FrameType], str | None]] = {
+    "accelerate.data_loader": _accelerate,
+    "datasets.iterable_dataset": _hugging_face,
+    "torch.utils.data.datapipes.iter.grouping": _data_pipe,
+}
