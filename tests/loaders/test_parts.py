@@ -144,9 +144,7 @@ def test_lanes(
     steps=st.integers(1, 3),
     seed=st.integers(0, 9),
 )
-def test_random_offsets_stay_in_their_trial(
-    tmp_path_factory, lengths, length, stride, steps, seed
-):
+def test_random_offsets_stay_in_their_trial(tmp_path_factory, lengths, length, stride, steps, seed):
     store, _ = make(tmp_path_factory, lengths, 1, steps)
     asked = WindowBatches(length, stride, steps=steps, random_offset=True)
     try:
@@ -160,7 +158,7 @@ def test_random_offsets_stay_in_their_trial(
     for got, want in zip(stream, plain, strict=True):
         assert torch.equal(got.trial, want.trial)
         shift = got.start - want.start
-        assert ((0 <= shift) & (shift < stride)).all()
+        assert ((shift >= 0) & (shift < stride)).all()
         for row, trial in enumerate(got.trial.tolist()):
             if trial < 0:
                 continue
@@ -230,3 +228,19 @@ def test_per_step_targets_and_missing_values_in_whole_trials(tmp_path):
                 assert torch.equal(got[:n].nan_to_num(9), getattr(want, name)[0, :n].nan_to_num(9))
                 padding = got[n:]
                 assert padding.isnan().all() if name == "targets" else not padding.any()
+
+
+def test_whole_trials_pack_without_their_filler(tmp_path):
+    store = make_store(tmp_path, LENGTHS)
+    lstm = torch.nn.LSTM(3, 4, batch_first=True)
+    for batch in TrialStream(store, batch_size=4, batches=TrialBatches(max_padding=1.0)):
+        packed = batch.packed()
+        assert int(packed.batch_sizes.sum()) == int(batch.valid.sum())
+        rows, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
+        present = batch.lengths > 0
+        assert torch.equal(rows, batch.values[present])
+        assert torch.equal(lengths, batch.lengths[present])
+        _, (last, _) = lstm(packed)
+        for row, got in zip(present.nonzero().flatten().tolist(), last[0], strict=True):
+            alone, _ = lstm(batch.values[row, : batch.lengths[row]])
+            torch.testing.assert_close(got, alone[-1])
