@@ -3,9 +3,9 @@
 Quotas are integers that add up to the windows of all trials, by the method of the largest
 remainder; only those that a user gives add up to what they add up to. They are the same in every
 epoch. Shares are float64 of exact integers, and sums are exact, so that quotas and weights have the
-same bits on every machine, and no number of windows is too large for them: a sampler that draws
-from float32 probabilities is biased from 2^24 windows on, and one of multinomial draws repeats some
-windows while others never come.
+same bits on every machine, and there may be more windows than the 2^24 that `torch.multinomial`
+draws from. Drawing by chance would repeat some windows while others never come; a plan of quotas
+does not.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def share_alike(n_windows: Int64, groups: Int64, total: int) -> Int64:
     whole = np.floor(share).astype(np.int64)
     rest = draws_of.copy()
     np.subtract.at(rest, group, whole)
-    # The rank of each trial in its group by remainder, as `largest_remainder` has it in one group.
+    # The rank of each trial in its group by remainder, as `largest_remainder` has it in one group;
+    # below 2^52 draws, shares that were rounded up do not add up to one, and no rest is negative.
     order = np.lexsort((whole - share, group))
     sizes = np.bincount(group)
     rank = np.empty(len(busy), np.int64)
     rank[order] = np.arange(len(busy)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     whole += rank < rest[group]
-    whole -= rank >= (sizes + np.minimum(0, rest))[group]  # shares that were rounded up
     quotas = np.zeros(len(n_windows), np.int64)
     quotas[busy] = whole
     return quotas

@@ -1,10 +1,10 @@
 """The epoch plan for stores larger than memory: a pool of blocks at a time. Pure NumPy, no files.
 
-A block is a run of neighbouring trials of one shard. Each epoch permutes the blocks; so many
-successive ones make a pool, and the draws of a pool come in random order before the next pool
-begins. Reads thereby touch no more than a pool at a time, and the pages of the last one may go.
-Every step is the keyed bijection of `loaders/order.py`, so that any position of any epoch is one
-evaluation away here as well.
+A block is a run of neighbouring trials of one shard. Each epoch permutes the blocks,
+`pool_blocks` successive ones make a pool, and the draws of a pool come in random order before the
+next pool begins. Reads thereby touch no more than a pool at a time, and the pages of the last one
+may go. Every step is the keyed bijection of `loaders/order.py`, so that any position of any epoch
+is one evaluation away here as well.
 
 Unlike the order over a whole epoch, this one is tied to the packing of a version: where the trials
 lie decides which of them meet in a pool. Checkpoints rely on it; `BLOCK_ORDER_VERSION` tells a

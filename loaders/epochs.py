@@ -16,6 +16,11 @@ from loaders.options import check_share
 from loaders.order import worker_steps
 from loaders.reader import EpochReader
 from loaders.state import check_state
+from loaders.wrappers import (
+    refuse_forgotten_place,
+    refuse_second_sharding,
+    refuse_state_of_dataset,
+)
 
 
 class EpochStream(IterableDataset[Batch]):
@@ -70,6 +75,8 @@ class EpochStream(IterableDataset[Batch]):
         It holds for any number of ranks and workers. Prefetched batches do not count: give the
         last batch that was trained on.
         """
+        if batch is None:
+            refuse_state_of_dataset()
         epoch, step = self._cursor.position
         if batch is not None:
             epoch, step = self._after(batch)
@@ -85,11 +92,19 @@ class EpochStream(IterableDataset[Batch]):
         self._cursor.move(int(state["epoch"]), int(state["step"]))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the steps of the current epoch that belong to this rank and worker."""
+        """Yield the steps of the current epoch that belong to this rank and worker.
+
+        Raises:
+            InvalidSpecError: If a wrapper would divide them again.
+            ResumeError: If a trainer goes on that is past the start.
+        """
+        refuse_second_sharding()
         start, token = self._cursor.begin()
         return self._epoch(start, token)
 
     def _epoch(self, start: tuple[int, int], token: int) -> Iterator[Batch]:
+        # Not when the loop is made: Lightning's clearing up would hide the error.
+        refuse_forgotten_place(start)
         info = get_worker_info()
         worker, n_workers = (info.id, info.num_workers) if info else (0, 1)
         reader = self.reader(start[0])

@@ -1,13 +1,14 @@
 """Streams under the trainers of others: Lightning, Accelerate, torchdata. None is imported here.
 
 `StreamLoader` is the piece they share: a loader whose state is that of the last batch it handed
-out, for any number of workers and ranks. Lightning saves and restores such a loader by itself;
-Accelerate leaves it alone. It is no `DataLoader`, so that no trainer makes another one of it.
+out, for any number of workers and ranks. It is no `DataLoader`, so that no trainer makes another
+one of it.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,10 +16,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from loaders.batch import Batch
+from loaders.wrappers import refuse_forgotten_place
 from shards.errors import InvalidSpecError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from pytorch_lightning import LightningDataModule
     from torchdata.stateful_dataloader import StatefulDataLoader
 
 _LOOPS = ("epoch", "endless", "same")
@@ -89,6 +92,8 @@ class StreamLoader:
         elif self.loop == "endless" and self._after is not None:
             self.stream.load_state_dict(self._after)
         self._after = None
+        start = self.stream.state_dict()
+        refuse_forgotten_place((start["epoch"], start["step"]))
         while True:
             for batch in self._loader:
                 self._after = self.stream.state_dict(batch)
@@ -123,6 +128,48 @@ class StreamLoader:
         if self.device is None:
             return batch
         return batch.to(self.device, non_blocking=self._loader.pin_memory)
+
+
+def stream_module(
+    train: Stream, val: Stream | None = None, *, num_workers: int = 0, **options: Any
+) -> LightningDataModule:
+    """Return a LightningDataModule of streams, for `trainer.fit(model, datamodule=...)`.
+
+    Checkpoints hold the place after the last batch that was trained on, and a run that resumes
+    goes on there: within an epoch or between two, with another number of workers or devices.
+    `limit_train_batches` shortens the trainer's epochs, not the stream's, which goes on in the
+    next one. Validation reads the same epoch each time. Lightning moves the batches.
+
+    Args:
+        train: Made alike on all ranks.
+        val: Read for validation.
+        num_workers: Worker processes of each process and stream.
+        **options: Of `torch.utils.data.DataLoader`.
+
+    Raises:
+        InvalidSpecError: If Lightning is not installed, or an option would cut batches anew.
+    """
+    options = {"num_workers": num_workers, **options}
+    loader = StreamLoader(train, loop="endless", **options)
+
+    class StreamDataModule(_lightning().LightningDataModule):  # type: ignore[misc]
+        def train_dataloader(self) -> StreamLoader:
+            return loader
+
+        def state_dict(self) -> dict[str, Any]:
+            return loader.state_dict()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            loader.load_state_dict(state_dict)
+
+    def val_dataloader(self: object) -> StreamLoader:
+        assert val is not None
+        return StreamLoader(val, loop="same", **options)
+
+    if val is not None:  # Lightning validates where there is such a method
+        StreamDataModule.val_dataloader = val_dataloader
+    StreamDataModule.__qualname__ = "StreamDataModule"  # checkpoints name it so
+    return StreamDataModule()  # type: ignore[no-any-return]
 
 
 def prepare_stream(
@@ -229,6 +276,16 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"{', '.join(sorted(cutting))}: a stream yields whole batches in its own order. Give "
             "batch_size and shuffle to the stream."
         )
+
+
+def _lightning() -> Any:
+    """Return the package whose Trainer is at work: it takes no data module of the other's."""
+    names = ("lightning.pytorch", "pytorch_lightning")
+    known = [name for name in names if name in sys.modules]
+    try:
+        return _optional(known[0] if known else names[0])
+    except InvalidSpecError:
+        return _optional(names[1])
 
 
 def _optional(module: str) -> Any:

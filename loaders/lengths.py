@@ -167,6 +167,7 @@ def _row_slots(lengths: Int64, batch_size: int, pool_batches: int) -> Int64:
     """Return the row slots of an epoch for each place of the short batch, in batches before it.
 
     Sorted, the longest of a batch is its last; moving the short batch past another one changes two.
+    Without a short batch all places are alike.
     """
     head, tail = _pools(lengths, batch_size * pool_batches)
     rest = len(tail) % batch_size
@@ -179,7 +180,7 @@ def _row_slots(lengths: Int64, batch_size: int, pool_batches: int) -> Int64:
     )
     of_head = int(np.sort(head, axis=1)[:, batch_size - 1 :: batch_size].sum())
     every: Int64 = batch_size * (slots + of_head) + short
-    return every if rest else every[:1]
+    return every
 
 
 def _pools(numbers: Int64, pool_size: int) -> tuple[Int64, Int64]:

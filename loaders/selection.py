@@ -57,7 +57,7 @@ class Selection:
         quotas = draw_quotas(store, options.balance, self.trials, n_windows)
         self.plan = self._draws(n_windows, quotas)
         self.weights: Float32 = loss_weights(
-            store, options.weights, self.trials, n_windows, self.plan.quotas
+            store, options.weights, self.trials, n_windows, quotas * self._counted
         )
         self.steps = self._steps()
         # Of equal weights a sum is a product, and exact: float32 times a count below 2^29.
@@ -169,6 +169,14 @@ class Selection:
             lengths = np.minimum(n_rows, batches.max_length)
             return (n_rows - lengths if batches.truncate == "start" else starts), lengths
         return starts, n_rows
+
+    @property
+    def _counted(self) -> Int64:
+        """How often each trial counts in the loss per draw: once, but in lanes by the step."""
+        batches = self._options.batches
+        if isinstance(batches, LaneBatches):
+            return np.maximum(0, self._taken[1] - batches.burn_in)
+        return np.ones(len(self.trials), np.int64)
 
     def _slack(self, trial: Int64, start: Int64) -> Int64:
         """Return how far each window may be shifted and still lie in its trial."""

@@ -28,6 +28,7 @@ from loaders.inverse import Inverse
 from loaders.options import StreamOptions
 from loaders.reader import EpochReader, PartReader, WindowReader
 from loaders.selection import Selection
+from loaders.wrappers import refuse_second_sharding
 from shards import InvalidSpecError, Store, WindowSpec
 from shards.manifest import TargetSchema
 
@@ -230,6 +231,7 @@ class TrialStream(EpochStream):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the request alone: no maps, no index; of a filter, a bit per trial."""
+        refuse_second_sharding()  # a spawned worker would not see who its parent works for
         filtered = self.options.where is not None or self.options.trials is not None
         return {
             "chosen": pack_numbers(self._selection.trials) if filtered else None,

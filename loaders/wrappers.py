@@ -1,4 +1,4 @@
-"""Refuse to be iterated by a wrapper that takes a part of what is already a rank's part.
+"""Refuse to be iterated by a wrapper that would lose or repeat batches without a word.
 
 A stream gives each rank its own rows of every step. Wrappers written for data sets that know
 nothing of ranks divide once more, and nobody notices: Accelerate's `prepare` delivered 40 of 80
@@ -12,10 +12,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
-from shards.errors import InvalidSpecError
+from shards.errors import InvalidSpecError, ResumeError
 
 
 def refuse_second_sharding() -> None:
@@ -47,6 +48,46 @@ def refuse_state_of_dataset() -> None:
                 "the epoch again when it resumes; wanted a state by the last batch. Use "
                 "loaders.integrations.stateful_loader(stream, num_workers=...) instead."
             )
+
+
+def refuse_forgotten_place(start: tuple[int, int]) -> None:
+    """Look whether a trainer that has trained already would start anew.
+
+    Lightning leaves a loop of known length at its last batch, before the stream can tell that the
+    epoch is over: each epoch would be the first again. And it gives a resumed run its loader's
+    state back within an epoch alone, not between two.
+
+    Args:
+        start: Epoch and step where the stream would start.
+
+    Raises:
+        ResumeError: If it is the first step of all, and Lightning is past it.
+    """
+    if start != (0, 0):
+        return
+    for frame in _callers():
+        package, _, loop = frame.f_globals.get("__name__", "").rpartition(".loops.")
+        if package not in _LIGHTNING:
+            continue
+        if loop == "evaluation_loop":  # each validation may read the same again
+            return
+        if loop == "fit_loop":
+            _check_progress(frame.f_locals.get("self"))
+
+
+def _check_progress(fit_loop: Any) -> None:
+    epoch = fit_loop.epoch_progress.current.processed
+    batch = fit_loop.epoch_loop.batch_progress.current.ready
+    if epoch or batch:
+        raise ResumeError(
+            f"Lightning goes on in epoch {epoch} after {batch} batches, and the stream would begin "
+            "with epoch 0, step 0 again. Train with trainer.fit(model, datamodule="
+            "loaders.integrations.stream_module(stream)), which keeps the place in checkpoints "
+            f"and between epochs; or say where to begin: stream.set_epoch({epoch + bool(batch)})."
+        )
+
+
+_LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _callers() -> Iterator[FrameType]:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from batches import rows_of
 from torch.utils.data import DataLoader, IterableDataset
 
 from loaders import Batch, TrialStream
-from loaders.integrations import StreamLoader, prepare_stream
+from loaders.integrations import prepare_stream, stream_module
 from shards import InvalidSpecError
 
 STOP = 3  # steps before a run is broken off
@@ -45,86 +46,80 @@ class Dictionaries(IterableDataset[dict[str, torch.Tensor]]):
             yield {"trial": batch.trial, "start": batch.start}
 
 
-def linear_module(seen: list[Batch], package: str = "pytorch_lightning") -> Any:
-    """Return a LightningModule that keeps the batches it was trained on."""
-    import importlib
+def linear_module(seen: list[Batch], validated: list[Batch] | None = None) -> Any:
+    """Return a LightningModule that keeps the batches it was trained and validated on."""
+    import pytorch_lightning as pl
 
-    pl = importlib.import_module(package)
-
-    class Linear(pl.LightningModule):  # type: ignore[name-defined, misc]
+    class Linear(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(3, 1)
 
         def training_step(self, batch: Batch, index: int) -> torch.Tensor:
             seen.append(batch)
-            self.log("loss", 1.0, batch_size=len(batch))
             return (self.layer(batch.values)[:, -1, 0] * batch.weights).sum()
 
-        def validation_step(self, batch: Batch, index: int) -> None:
-            self.log("val", 1.0, batch_size=len(batch))
-
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=1e-3)
+            return torch.optim.SGD(self.parameters(), lr=1e-6)
 
+    if validated is not None:
+        Linear.validation_step = lambda self, batch, index: validated.append(batch)
     return Linear()
 
 
-def fit(
-    folder: Path, loader: Any, *, val: Any = None, resume: Path | None = None, **options: Any
-) -> tuple[list[Batch], Any]:
-    """Train with Lightning; return the batches trained on, and the trainer."""
+def quiet_trainer(folder: Path, **options: Any) -> Any:
     import pytorch_lightning as pl
 
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"accelerator": "cpu", "default_root_dir": folder, "enable_checkpointing": False}
-    if val is None:
-        quiet |= {"limit_val_batches": 0}
-    if "callbacks" in options:
-        quiet["enable_checkpointing"] = True
+    quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": folder}
+    return pl.Trainer(**{**quiet, **options})
+
+
+def fit(
+    folder: Path, data: Any, *, resume: Path | None = None, **options: Any
+) -> tuple[list[Batch], Any]:
+    """Train with Lightning; return the batches trained on, and the trainer."""
     seen: list[Batch] = []
-    trainer = pl.Trainer(**{**quiet, **options})
-    trainer.fit(linear_module(seen), loader, val, ckpt_path=resume)
+    trainer = quiet_trainer(folder, **options)
+    name = "datamodule" if hasattr(data, "train_dataloader") else "train_dataloaders"
+    trainer.fit(linear_module(seen), **{name: data}, ckpt_path=resume)
     return seen, trainer
 
 
-def refusal(make: Callable[[], Iterable[Any]]) -> list[str]:
+def refusal(make: Callable[[], Iterable[Any]]) -> list[Any]:
     """Return the error of a loop over what `make` returns, or the rows that it delivered."""
     try:
         batches = list(make())
     except InvalidSpecError as error:
         return ["refused", str(error)]
-    return ["delivered", json.dumps([[b["trial"].tolist(), b["start"].tolist()] for b in batches])]
+    pairs = [(b["trial"].tolist(), b["start"].tolist()) for b in batches]
+    return ["delivered", [[t, s] for pair in pairs for t, s in zip(*pair, strict=True) if t >= 0]]
 
 
-def refusals(folder: Path) -> dict[str, list[str]]:
-    """Hand streams to wrappers that would divide them again."""
+def refusals(folder: Path) -> tuple[dict[str, list[Any]], list[Any]]:
+    """Hand streams to wrappers that would divide them again; then once without the guard."""
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration
+    from accelerate.data_loader import IterableDatasetShard
 
-    def prepared(n_workers: int, method: str | None, **config: Any) -> list[str]:
-        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**config))
-        loader = DataLoader(
-            Dictionaries(open_stream(folder)), batch_size=None, num_workers=n_workers,
-            multiprocessing_context=method,
-        )  # fmt: skip
-        return refusal(lambda: accelerator.prepare(loader))
+    def prepared(dataset: Any, method: str | None = None) -> Any:
+        options = {"num_workers": int(method is not None), "multiprocessing_context": method}
+        return Accelerator(cpu=True).prepare(DataLoader(dataset, batch_size=None, **options))
 
-    def in_batches_of_one() -> list[str]:
-        from accelerate.data_loader import IterableDatasetShard
-
-        rank, n_ranks = dist.get_rank(), dist.get_world_size()
-        shard = IterableDatasetShard(
-            Dictionaries(open_stream(folder)), num_processes=n_ranks, process_index=rank
-        )
-        return refusal(lambda: shard)
-
-    return {
-        "dispatched": prepared(0, None),
-        "dispatched from forked workers": prepared(1, "fork"),
-        "dispatched from spawned workers": prepared(1, "spawn"),
-        "sharded": in_batches_of_one(),
+    rank, n_ranks = dist.get_rank(), dist.get_world_size()
+    cut = {"num_processes": n_ranks, "process_index": rank}
+    done = {
+        "sharded": refusal(lambda: IterableDatasetShard(open_stream(folder), **cut)),
+        "dispatched": refusal(lambda: prepared(open_stream(folder))),
+        "dispatched to spawned": refusal(lambda: prepared(open_stream(folder), "spawn")),
     }
+    forked = prepared(open_stream(folder), "fork")
+    if rank == 0:  # a forked worker refuses, and rank 1 asks rank 0, not its worker
+        done["dispatched to forked"] = refusal(lambda: forked)
+    dist.barrier()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loaders.epochs.refuse_second_sharding", lambda: None)
+        unguarded = refusal(lambda: prepared(Dictionaries(open_stream(folder))))
+    return done, unguarded
 
 
 def accelerated(folder: Path, part: str) -> list[Any]:
@@ -133,7 +128,7 @@ def accelerated(folder: Path, part: str) -> list[Any]:
 
     accelerator = Accelerator(cpu=True)
     stream = open_stream(folder)
-    loader = prepare_stream(accelerator, stream, num_workers=1 if part == "all" else 0)
+    loader = prepare_stream(accelerator, stream)
     assert accelerator.num_processes == dist.get_world_size()
     if part == "rest":
         accelerator.load_state(str(folder / "accelerate"))
@@ -143,19 +138,27 @@ def accelerated(folder: Path, part: str) -> list[Any]:
             seen.append(batch)
             if part == "first" and len(seen) == STOP:
                 accelerator.save_state(str(folder / "accelerate"))
+                accelerator.wait_for_everyone()
                 return steps_of(seen)
     return steps_of(seen)
 
 
 def lightning(folder: Path, part: str) -> list[Any]:
     """Deliver 2 epochs with a Lightning Trainer under DDP: all, some, or what follows."""
-    options: dict[str, Any] = {"strategy": "ddp", "devices": dist.get_world_size()}
-    options |= {"max_epochs": 2} if part != "first" else {"max_steps": STOP}
-    loader = StreamLoader(open_stream(folder), loop="endless", num_workers=part == "all")
+    import pytorch_lightning as pl
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == STOP and part == "first":
+                trainer.save_checkpoint(path)
+                trainer.should_stop = True
+
     path = folder / "lightning.ckpt"
-    seen, trainer = fit(folder, loader, resume=path if part == "rest" else None, **options)
-    if part == "first":
-        trainer.save_checkpoint(path)
+    data = stream_module(open_stream(folder))
+    seen, _ = fit(
+        folder, data, resume=path if part == "rest" else None, max_epochs=2,
+        strategy="ddp", devices=dist.get_world_size(), callbacks=[Save()],
+    )  # fmt: skip
     return steps_of(seen)
 
 
@@ -183,13 +186,15 @@ def run_rank(rank: int, n_ranks: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=n_ranks
     )
+    refused, unguarded = refusals(path)
     parts = ("all", "first", "rest")
     done = {
-        "refusals": refusals(path) if n_ranks > 1 else {},
+        "refusals": refused,
+        "unguarded": unguarded,
         "plain": plain(path),
         "accelerate": {part: accelerated(path, part) for part in parts},
         "lightning": {part: lightning(path, part) for part in parts},
-        "data loader": lightning_of_a_data_loader(path) if n_ranks > 1 else [],
+        "data loader": lightning_of_a_data_loader(path),
     }
     (path / f"rank{rank}.json").write_text(json.dumps(done))
     dist.barrier()

@@ -204,6 +204,17 @@ def test_without_shuffle_batches_rise_in_their_pool_and_epochs_are_alike(lengths
     ]
 
 
+@pytest.mark.parametrize(
+    ("longer", "bound", "last"),
+    [([4, 6, 5], 0.2, [5, -1]), ([4, 6, 6], 0.0, [4, -1])],
+    ids=["bound allows", "bound forbids"],
+)
+def test_without_shuffle_the_short_step_holds_the_longest_if_the_bound_allows(longer, bound, last):
+    plan = once_each([1, 9, 1, 9, *longer], 2, bound, "none")
+    assert plan.epoch(0).pool_batches == 2
+    assert steps_of(plan, 0)[-1].trial.tolist() == last
+
+
 @given(pairs=trials, size=sizes, bound=bounds, shuffle=shuffles)
 def test_the_same_plan_gives_the_same_steps_whatever_was_asked_before(pairs, size, bound, shuffle):
     one, other = (plan_of(pairs, size, bound, shuffle) for _ in range(2))
