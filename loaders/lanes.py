@@ -128,6 +128,11 @@ class LanePlan:
             chunk=self.chunk,
         )
 
+    @property
+    def version(self) -> int:
+        """What the rule is called; states of another do not fit."""
+        return LANES_VERSION
+
     def epoch(self, epoch: int) -> LaneEpoch:
         """Return the lanes of `epoch`; the last two are kept, another takes 1 us per pass."""
         for known in tuple(self._kept):

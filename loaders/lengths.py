@@ -99,6 +99,11 @@ class LengthPlan:
         assert self.lengths.shape == self.starts.shape == self.passes.quotas.shape
         assert (self.lengths[self.passes.quotas > 0] > 0).all()
 
+    @property
+    def version(self) -> int:
+        """What the rule is called; states of another do not fit."""
+        return LENGTHS_VERSION
+
     def epoch(self, epoch: int) -> LengthEpoch:
         """Return the steps of `epoch`; the last two are kept, another is a few sorts away."""
         for known in tuple(self._kept):

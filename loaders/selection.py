@@ -114,6 +114,7 @@ class Selection:
             order["weights"] = hashlib.sha256(self.weights.astype("<f4").tobytes()).hexdigest()
         if self.steps is not None:
             taken = np.stack(self._taken).astype("<i8")
+            order["steps"] = self.steps.version
             order["rows"] = hashlib.sha256(taken.tobytes()).hexdigest()
         filtered: dict[str, Any] = {}
         # A filter that chooses all is none: the same batches have the same identity.

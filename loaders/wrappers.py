@@ -142,5 +142,5 @@ def _data_pipe(frame: FrameType) -> str | None:
 _JUDGES: dict[str, Callable[[FrameType], str | None]] = {
     "accelerate.data_loader": _accelerate,
     "datasets.iterable_dataset": _hugging_face,
-    "torch.utils.data.datapipes.iter.grouping": _data_pipe,
+    "torch.utils.data.datapipes.iter.sharding": _data_pipe,
 }
