@@ -29,7 +29,9 @@ Picture = dict[str, tuple[str, ...]]
 """Version -> fingerprint, and a digest of all its batches; tag -> what it stands for."""
 
 SOAK = bool(os.environ.get("SOAK"))
-"""Whether every change is tried with every variant, as `make soak` does."""
+"""Whether every change is tried with every variant, as `make soak` does. The gate kills at every
+other change and cuts the power at the ones between, so that each is one of the two."""
+EVEN, ODD = 0, 1
 PORTIONS = (0.0, 0.5, 1.0)
 LOSSES: tuple[tuple[float, Callable[[int], bool]], ...] = (
     (0.0, lambda _: True),
@@ -141,19 +143,19 @@ class Outcome:
         case.then(store)
         return cls(case, old, new, photograph(store), machine.steps)
 
-    def moments(self, *, every: int = 1) -> Iterator[tuple[int, int]]:
+    def moments(self, parity: int) -> Iterator[tuple[int, int]]:
         """Yield the numbers of changes to die at, each with one variant; in the soak with all.
 
         Args:
-            every: In the gate, take each so-many-th alone; and of what is removed from a folder
-                that has lost its name, every fifth.
+            parity: In the gate, take the `EVEN` or the `ODD` ones alone; and of what is removed
+                from a folder that has lost its name, every fifth of these.
         """
         for number, (kind, path) in enumerate(self.steps):
             is_hidden = kind in ("unlink", "rmdir") and ".tmp-" in path
             if SOAK:
                 yield from ((number, variant) for variant in range(len(LOSSES)))
-            elif number % (5 if is_hidden else every) == 0:
-                yield number, number
+            elif number % 2 == parity and number % (5 if is_hidden else 1) == 0:
+                yield number, number // 2
 
     def check_whole(self, store: Path) -> None:
         """The old versions are what they were, and a new one is there as a whole or not at all."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from laws import LOSSES, Case, Corpus, Outcome, photograph
+from laws import EVEN, LOSSES, ODD, Case, Corpus, Outcome, photograph
 
 from shards.compact import compact_store
 from shards.gc import gc_store
@@ -66,12 +66,12 @@ def test_the_case_changes_the_store(outcome: Outcome):
 
 
 def test_who_is_killed_at_any_change_leaves_a_whole_store_and_can_go_on(outcome: Outcome):
-    for number, variant in outcome.moments():
+    for number, variant in outcome.moments(EVEN):
         outcome.die(number, variant)
 
 
 def test_a_power_cut_at_any_change_leaves_a_whole_store_and_it_can_go_on(outcome: Outcome):
-    for number, variant in outcome.moments(every=2):
+    for number, variant in outcome.moments(ODD):
         outcome.lose(number, variant)
     for variant in range(len(LOSSES)):
         outcome.lose(None, variant)

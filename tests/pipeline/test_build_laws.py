@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killedbuild import Child
 from trialfolders import (
     Columns,
     build_checked,
@@ -340,41 +339,11 @@ def test_new_trials_move_no_old_one_and_keep_its_digest(tmp_path: Path):
 
 # --- killed builds ----------------------------------------------------------------------------
 
-# The process counts its own file operations below the store and kills itself at one of them.
-KILLED = """
-import os, signal, sys
-from pipeline import buckets
-from pipeline.build import build
-spec, store, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
-buckets.BATCH_BYTES = 1500
-n = published = 0
-def count(event, args):
-    global n, published
-    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
-        if str(args[0]).startswith(store):
-            n += 1
-            if event == "os.rename" and "/versions/v" in str(args[1]):
-                published = n
-            if n == stop:
-                os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(count)
-build(spec, store, n_workers=2)
-print(n, published)
-"""
-
-
-def start(spec: Path, store: Path, stop: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", KILLED, str(spec), str(store), str(stop)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-
 
 def run_to(spec: Path, store: Path, stop: int) -> int:
-    child = start(spec, store, stop)
-    child.communicate(timeout=60)
-    return child.returncode
+    child = Child(spec, store, stop)
+    child.wait()
+    return child.code
 
 
 def staged_in(store: Path) -> list[Path]:
@@ -480,10 +449,9 @@ def test_ten_killed_builds_leave_what_was_readable_and_are_finished_by_the_next(
 
 def count_operations(spec: Path, stores: list[Path]) -> list[int]:
     """Build in processes that are left alive; return how many operations each had published by."""
-    children = [start(spec, store, -1) for store in stores]
-    outputs = [child.communicate(timeout=60) for child in children]
-    assert [child.returncode for child in children] == [0, 0], outputs
-    counts = [[int(number) for number in out.split()] for out, _ in outputs]
+    children = [Child(spec, store, -1) for store in stores]
+    counts = [child.wait() for child in children]
+    assert [child.code for child in children] == [0, 0]
     totals, published = map(list, zip(*counts, strict=True))
     assert all(0 < at < total for at, total in zip(published, totals, strict=True))
     assert totals[1] > 150

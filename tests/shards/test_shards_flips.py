@@ -1,7 +1,11 @@
-"""No byte of any file of a store, whatever its shape, changes without verify naming it."""
+"""No byte of any file of a store, whatever its shape, changes without verify naming it.
+
+The gate damages every other byte of the shards, `make soak` every one.
+"""
 
 import json
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +20,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["numpy", "pyarrow.parquet", "pytest", "shards.verify"])
 KINDS = [f"{layout} {container}" for layout, container in SHAPES]
 TRIALS = ["t0000", "t0001"]
+STEP = 1 if os.environ.get("SOAK") else 2
 
 
 def files_of(store):
@@ -75,7 +80,9 @@ def damage_every_byte(store, report):
     for group, paths in files_of(store).items():
         good = {path: path.read_bytes() for path in paths}
         longest = max(map(len, good.values()))
-        ways = [lambda g, at: damage(g, at, 0)]
+        # From byte 0 in one shape, from 1 in the next: their files are much alike.
+        step = STEP if group == "shards" else 1
+        ways = [lambda g, at, n=step: damage(g, at, 0) if (at - number) % n == 0 else None]
         if group == "shards":
             ways.append(lambda g, at: damage(g, at, 7) if at % 16 == 0 else None)
             ways.append(lambda g, at: cut(g, at) if at % 16 == 1 else None)
