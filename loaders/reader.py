@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from loaders.batch import Batch
 from loaders.choices import LaneBatches
-from loaders.gather import Draws, RowGather
+from loaders.gather import Draws
 from loaders.options import StreamOptions
 from loaders.order import EpochOrder, rank_rows
 from loaders.selection import Selection
@@ -31,6 +33,19 @@ class EpochReader(Protocol):
         """Return the batch of a step; steps in order are cheapest."""
 
 
+class Gather(Protocol):
+    """Makes batches of rows: `RowGather` on the host, others on a device."""
+
+    def resolve(self, trial: Int64, start: Int64) -> Draws:
+        """Look up what windows need; see `RowGather.resolve`."""
+
+    def place(self, trial: Int64, start: Int64, n_rows: Int64) -> Int64:
+        """Look up what parts of trials need; see `RowGather.place`."""
+
+    def collect(self, draws: Draws, length: int) -> dict[str, Tensor | None]:
+        """Return the tensors of a batch; see `RowGather.collect`."""
+
+
 class WindowReader:
     """Reads windows.
 
@@ -43,14 +58,16 @@ class WindowReader:
     """
 
     def __init__(
-        self, selection: Selection, gather: RowGather, options: StreamOptions,
+        self, selection: Selection, gather: Gather, options: StreamOptions,
         *, epoch: int, ranks: tuple[int, int],
     ) -> None:  # fmt: skip
         self.n_steps = selection.n_steps(epoch)
         self._selection, self._gather, self._epoch = selection, gather, epoch
         self._size = options.batch_size
         self._rows = rank_rows(options.batch_size, *ranks)
-        self._order = EpochOrder(selection.plan, epoch, self._resolve)
+        # No method of this reader: what refers to itself keeps the maps until a collection.
+        resolve = partial(_resolve, selection, gather, epoch)
+        self._order = EpochOrder(selection.plan, epoch, resolve)
 
     def read(self, step: int) -> Batch:
         """Return the batch of a step."""
@@ -69,16 +86,12 @@ class WindowReader:
             step=step,
         )
 
-    def _resolve(self, trial: Int64, window: Int64) -> Draws:
-        start = self._selection.first_rows(trial, window, self._epoch)
-        return self._gather.resolve(trial, start)
-
 
 class PartReader:
     """Reads whole trials, or the chunks of lanes; takes what `WindowReader` does."""
 
     def __init__(
-        self, selection: Selection, gather: RowGather, options: StreamOptions,
+        self, selection: Selection, gather: Gather, options: StreamOptions,
         *, epoch: int, ranks: tuple[int, int],
     ) -> None:  # fmt: skip
         assert selection.steps is not None
@@ -102,10 +115,11 @@ class PartReader:
             step=step,
         )
         if reset is not None:
-            batch.reset = torch.from_numpy(reset[mine].copy())
+            batch.reset = torch.from_numpy(reset[mine].copy()).to(batch.valid.device)
         if self._lanes is not None and self._lanes.burn_in:
             warm = self._lanes.burn_in - batch.start[:, None]
-            batch.counts = batch.valid & (torch.arange(length) >= warm)
+            at = torch.arange(length, device=batch.valid.device)
+            batch.counts = batch.valid & (at >= warm)
         return batch
 
     def _weights(self, trial: Int64, start: Int64, n_rows: Int64) -> npt.NDArray[np.float32]:
@@ -116,3 +130,9 @@ class PartReader:
         counted = np.clip(start + n_rows - np.maximum(start, self._lanes.burn_in), 0, None)
         shares: npt.NDArray[np.float64] = own.astype(np.float64) * counted / self._lanes.chunk
         return shares.astype(np.float32)
+
+
+def _resolve(
+    selection: Selection, gather: Gather, epoch: int, trial: Int64, window: Int64
+) -> Draws:
+    return gather.resolve(trial, selection.first_rows(trial, window, epoch))

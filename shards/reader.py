@@ -33,6 +33,8 @@ from shards.tags import open_version
 Float32 = npt.NDArray[np.float32]
 
 CHECKS = ("none", "shards")
+_SAID = 3
+"""Contradictions that an error lists."""
 
 
 class Store(TrialLookup):
@@ -75,7 +77,8 @@ class Store(TrialLookup):
         check_file(self.path, path)
         index = open_index(path, promise, in_parts=in_parts)
         if wrong := contradictions(index, self.manifest):
-            raise _corrupt(path, ValueError("; ".join(wrong)))
+            rest = f"; and {len(wrong) - _SAID} more" if len(wrong) > _SAID else ""
+            raise _corrupt(path, ValueError("; ".join(wrong[:_SAID]) + rest))
         return index
 
     @cached_property

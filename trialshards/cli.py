@@ -1,4 +1,4 @@
-"""`trialshards build | inspect | verify | train | evaluate`, and those of `store_commands`.
+"""`trialshards build | inspect | verify | train | evaluate`, and those of other modules here.
 
 Rooms are imported inside the commands: `trialshards --help` must not wait for torch.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trialshards.interchange_commands import export_command, import_command
+from trialshards.loading_commands import doctor, plan
 from trialshards.patch_commands import add, patch
 from trialshards.sentences import plain_errors as _plain_errors
 from trialshards.store_commands import compact, diff, gc, tag, tombstone, versions
@@ -188,7 +189,7 @@ def evaluate(config: Path, seed: int | None, out: Path | None, as_json: bool) ->
         print_evaluation(loaded, evaluation)
 
 
-for _command in (add, patch, tag, versions, diff, gc, tombstone, compact):
+for _command in (add, patch, tag, versions, diff, gc, tombstone, compact, plan, doctor):
     main.add_command(_command)
 main.add_command(export_command)
 main.add_command(import_command)
