@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -29,10 +31,10 @@ class _Outcome(NamedTuple, Generic[T]):
 class Ahead(Iterator[T]):
     """Yields what `produce` yields, made up to `depth` items early.
 
-    The thread starts with the first item asked for. It ends when `produce` does, at `close`, when
-    nobody holds this object any more, and with the process. What was made and not taken is lost, so
-    whatever counts items has to count those taken here. An error of `produce` is raised here,
-    behind the items before it, with its own traceback.
+    The thread starts with the first item asked for, or at `start`. It ends when `produce` does, at
+    `close`, when nobody holds this object any more, and with the process. What was made and not
+    taken is lost, so whatever counts items has to count those taken here. An error of `produce` is
+    raised here, behind the items before it, with its own traceback.
 
     Args:
         produce: Iterator; only the thread calls it, and it closes it if it is a generator.
@@ -56,8 +58,7 @@ class Ahead(Iterator[T]):
 
     def __next__(self) -> T:
         """Return the next item; waits for it if need be."""
-        if self._worker is None:
-            self._start()
+        self.start()
         worker = self._worker
         if worker is None:
             raise StopIteration
@@ -87,8 +88,9 @@ class Ahead(Iterator[T]):
             if threading.current_thread() is not worker.thread:
                 worker.thread.join()
 
-    def _start(self) -> None:
-        if self._produce is None:
+    def start(self) -> None:
+        """Start the thread, unless it has been started or closed."""
+        if self._worker is not None or self._produce is None:
             return
         worker = _Worker(self._produce, self._depth)
         self._worker, self._produce, self._pid = worker, None, os.getpid()
@@ -166,3 +168,22 @@ def _stop_all() -> None:
         worker.stop()
     for worker in running:
         worker.thread.join(EXIT_SECONDS)
+
+
+def take_turns(sources: Sequence[Ahead[T]]) -> Iterator[T]:
+    """Yield the first item of each source, then the second of each, until one has no more.
+
+    All sources have begun before the first item is waited for, and are closed at the end.
+    """
+    with ExitStack() as stack:
+        for source in sources:
+            stack.callback(source.close)
+        for source in sources:
+            source.start()
+        for source in itertools.cycle(sources):
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            yield item
+            del item  # or its memory is in use while the next one is waited for

@@ -2,10 +2,13 @@
 
 Quotas are integers that add up to the windows of all trials, by the method of the largest
 remainder; only those that a user gives add up to what they add up to. They are the same in every
-epoch. Shares are float64 of exact integers, and sums are exact, so that quotas and weights have the
-same bits on every machine, and there may be more windows than the 2^24 that `torch.multinomial`
-draws from. Drawing by chance would repeat some windows while others never come; a plan of quotas
-does not.
+epoch. By class and attribute they are those of groups of trials, where the order allows it
+(`loaders/groups.py`): a trial's share of its group's may be less than one draw.
+
+Shares are float64 of exact integers, and sums are exact, so that quotas and weights have the same
+bits on every machine, and there may be more windows than the 2^24 that `torch.multinomial` draws
+from. Drawing by chance would repeat some windows while others never come; a plan of quotas does
+not.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ log = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+GROUPED = ("class", "attribute")
+"""Balances by which groups of trials are drawn alike. By the others no share is below one draw: n
+windows are at least sqrt(n), so of the square roots too."""
 
 MOST_DRAWS = 1 << 31
 """Of one trial in an epoch; so (epoch x draws) stays inside int64 for 2^32 epochs."""
@@ -44,8 +52,8 @@ def draw_quotas(store: Store, balance: Balance, trials: Int64, n_windows: Int64)
     Returns:
         `[n]`, 0 where there are no windows; `n_windows` itself for `window`. The sum is that of
         `n_windows`, but for `quota`. `class` and `attribute` draw each class, or value, equally
-        often, and within it each window alike; trials without a value are a group of their own. A
-        class, or value, without windows is no group.
+        often, and within it each window alike; a trial whose share is below a draw may get 0, and
+        a warning tells of it.
 
     Raises:
         InvalidSpecError: If the target has no classes, a trial has none, there is no such column,
@@ -62,13 +70,49 @@ def draw_quotas(store: Store, balance: Balance, trials: Int64, n_windows: Int64)
         return largest_remainder(n_windows > 0, total)
     if balance.by == "sqrt":  # IEEE 754 demands the nearest float64 of a root
         return largest_remainder(np.sqrt(n_windows.astype(np.float64)), total)
-    if balance.by == "class":
-        groups = class_codes(store, trials, n_windows > 0, "balance")
-    else:
-        groups = number_values(store, str(balance.column), trials)
+    groups = draw_groups(store, balance, trials, n_windows)
     quotas = share_alike(n_windows, groups, total)
     _tell_of_never_drawn(store, balance, trials[(quotas == 0) & (n_windows > 0)], len(trials))
     return quotas
+
+
+def draw_groups(store: Store, balance: Balance, trials: Int64, n_windows: Int64) -> Int64:
+    """Return the number of the group of each trial, which `class` or `attribute` draw alike.
+
+    Trials without a value are a group of their own.
+
+    Args:
+        store: The open version.
+        balance: By `class` or `attribute`.
+        trials: `[n]`, numbers of the trials of one split that a stream reads.
+        n_windows: `[n]`, windows of each; one without any needs no class.
+
+    Raises:
+        InvalidSpecError: If the target has no classes, a trial has none, or there is no such
+            column.
+    """
+    if balance.by == "class":
+        return class_codes(store, trials, n_windows > 0, "balance")
+    return number_values(store, str(balance.column), trials)
+
+
+def group_quotas(n_windows: Int64, groups: Int64, total: int) -> tuple[Int64, Int64]:
+    """Return draws and windows of each group; draws are alike and add up to `total`.
+
+    By largest remainder, ties to the first: groups differ by at most 1.
+
+    >>> group_quotas(np.array([8, 2, 1, 0]), np.array([0, 0, 1, 2]), 11)
+    (array([6, 5]), array([10,  1]))
+
+    Args:
+        n_windows: `[n]` integers >= 0, not all 0.
+        groups: `[n]` integers >= 0. A group without windows gets nothing.
+        total: Draws to share out.
+    """
+    busy = np.flatnonzero(n_windows)
+    windows_of = np.zeros(int(groups[busy].max()) + 1, np.int64)
+    np.add.at(windows_of, groups[busy], n_windows[busy])
+    return largest_remainder(windows_of > 0, total), windows_of
 
 
 def share_alike(n_windows: Int64, groups: Int64, total: int) -> Int64:
@@ -87,10 +131,7 @@ def share_alike(n_windows: Int64, groups: Int64, total: int) -> Int64:
     """
     busy = np.flatnonzero(n_windows)
     windows, group = n_windows[busy], groups[busy]
-    draws_of = np.zeros(int(group.max()) + 1, np.int64)
-    windows_of = draws_of.copy()
-    np.add.at(windows_of, group, windows)
-    draws_of = largest_remainder(windows_of > 0, total)
+    draws_of, windows_of = group_quotas(n_windows, groups, total)
     share = windows * (draws_of / np.maximum(1, windows_of))[group]
     whole = np.floor(share).astype(np.int64)
     rest = draws_of.copy()
@@ -108,11 +149,7 @@ def share_alike(n_windows: Int64, groups: Int64, total: int) -> Int64:
 
 
 def loss_weights(
-    store: Store,
-    weights: LossWeights,
-    trials: Int64,
-    n_windows: Int64,  # noqa: ARG001 - what counts is how often they are drawn
-    quotas: Int64,
+    store: Store, weights: LossWeights, trials: Int64, quotas: Int64 | Float64
 ) -> Float32:
     """Return the weight in the loss of each row of each trial.
 
@@ -120,9 +157,10 @@ def loss_weights(
         store: The open version.
         weights: What shall count alike.
         trials: `[n]`, numbers of the trials that a stream reads.
-        n_windows: `[n]`, windows of each.
-        quotas: `[n]`, how often each counts in an epoch: what `draw_quotas` returned, times the
-            steps that count where a row does not count as one.
+        quotas: `[n]`, how often each counts in an epoch: the `mean_draws` of its plan, times the
+            steps that count where a row does not count as one. Where groups of trials have quotas
+            they are float64, means over the epochs; so series and classes count alike on average,
+            not in every epoch.
 
     Returns:
         `[n]`. `own`: the store's. `trial`, `class`: the store's times a factor that makes the
@@ -143,7 +181,7 @@ def loss_weights(
     return _own_weights(store, str(weights.column), trials, quotas)
 
 
-def even_trials(own: Float32, quotas: Int64) -> Float32:
+def even_trials(own: Float32, quotas: Int64 | Float64) -> Float32:
     """Return weights by which each series counts the same over an epoch, times its own weight.
 
     Own weight / quota: 1 / windows where each window is drawn once, and right for any other quotas.
@@ -152,19 +190,19 @@ def even_trials(own: Float32, quotas: Int64) -> Float32:
 
     Args:
         own: `[n]`, >= 0.
-        quotas: `[n]` draws per epoch; a trial without any gets 0.
+        quotas: `[n]` draws per epoch, or means of them; a trial without any gets 0.
     """
     weight, drawn = own.astype(np.float64), quotas > 0
     once = math.fsum(weight[drawn].tolist())
     if not once:
         return own
     factor = math.fsum((weight * quotas).tolist()) / once
-    weight *= factor / np.maximum(1, quotas)
+    weight *= factor / np.where(drawn, quotas, 1)
     weight[~drawn] = 0
     return weight.astype(np.float32)
 
 
-def even_classes(own: Float32, codes: Int64, quotas: Int64) -> Float32:
+def even_classes(own: Float32, codes: Int64, quotas: Int64 | Float64) -> Float32:
     """Return weights by which draws of each class count the same over an epoch.
 
     Own weight x N / (classes x N of the class), as scikit-learn's `class_weight="balanced"`
@@ -174,12 +212,14 @@ def even_classes(own: Float32, codes: Int64, quotas: Int64) -> Float32:
     Args:
         own: `[n]`, >= 0.
         codes: `[n]` integers >= 0, the class of each trial.
-        quotas: `[n]` draws per epoch; a class without any gets 0.
+        quotas: `[n]` draws per epoch, or means of them; a class without any gets 0.
     """
-    draws_of = np.zeros(int(codes.max(initial=0)) + 1, np.int64)
+    draws_of = np.zeros(int(codes.max(initial=0)) + 1, quotas.dtype)
     np.add.at(draws_of, codes, quotas)
-    n_classes = np.count_nonzero(draws_of)
-    factor = int(quotas.sum()) / np.maximum(1, n_classes * draws_of) * (draws_of > 0)
+    drawn = draws_of > 0
+    # A sum of integers is exact; fsum gives that of means the same bits on every machine.
+    total = int(quotas.sum()) if quotas.dtype.kind == "i" else math.fsum(quotas.tolist())
+    factor = total / np.where(drawn, np.count_nonzero(drawn) * draws_of, 1) * drawn
     weight: Float32 = (own.astype(np.float64) * factor[codes]).astype(np.float32)
     return weight
 
@@ -213,7 +253,7 @@ def _own_quotas(store: Store, balance: Balance, trials: Int64, n_windows: Int64)
     return quotas
 
 
-def _own_weights(store: Store, column: str, trials: Int64, quotas: Int64) -> Float32:
+def _own_weights(store: Store, column: str, trials: Int64, quotas: Int64 | Float64) -> Float32:
     """Return the weights of a column, checked where a trial is drawn."""
     drawn = np.flatnonzero(quotas)
     given = as_numbers(store, column, trials[drawn])
@@ -240,7 +280,8 @@ def _tell_of_never_drawn(store: Store, balance: Balance, idle: Int64, n_trials: 
     if len(idle) and multiprocessing.parent_process() is None:  # once, not from each worker
         log.warning(
             "balance by %s draws %d of %d trials of %s in no epoch, such as %s: their share is "
-            "below one draw. Give quotas of your own: Balance('quota', quotas=...).",
+            "below one draw. Choose shuffle='global', by which they take turns, or give quotas "
+            "of your own: Balance('quota', quotas=...).",
             balance.by, len(idle), n_trials, store.path, _name(store, idle, 0),
         )  # fmt: skip
 

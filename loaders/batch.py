@@ -81,12 +81,23 @@ class Batch:
         return len(self.values)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on `device`; copies from pinned memory may overlap (`non_blocking`)."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch on `device`.
+
+        Args:
+            device: Where to.
+            non_blocking: Let copies from pinned memory to a device overlap with what the host does
+                next. Copies to the host are always complete when they are returned.
+        """
+        # PyTorch would return host tensors that are still being written.
+        overlap = non_blocking and torch.device(device).type != "cpu"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=overlap))
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory. `DataLoader(pin_memory=True)` calls this."""
-        return self._map(Tensor.pin_memory)
+        """Return the batch in page-locked memory. `DataLoader(pin_memory=True)` calls this.
+
+        Tensors on a device stay there.
+        """
+        return self._map(lambda x: x.pin_memory() if x.device.type == "cpu" else x)
 
     def packed(self, inputs: Tensor | None = None) -> PackedSequence:
         """Return rows packed without their padding, for `nn.LSTM`; filler rows are left out.

@@ -120,7 +120,12 @@ class BlockShuffle:
 
 @dataclass(frozen=True, eq=False)
 class Balance:
-    """How often each trial is drawn in an epoch: an integer quota, exact in every epoch.
+    """How often each trial is drawn in an epoch: integer quotas, exact in every epoch.
+
+    By class and attribute the quota is that of the class, or value; each window of it comes before
+    any comes again, over as many epochs as that takes. But with `shuffle="blocks"` and `"none"`
+    each trial has a quota of its own, which is 0 where its share is below a draw (a warning says
+    so).
 
     Attributes:
         by: `window`: each window once. `trial`: each trial alike. `sqrt`: by the square root of its
@@ -157,7 +162,9 @@ class LossWeights:
 
     Attributes:
         by: `own`: what the store says. `trial`: all series alike over an epoch, however often they
-            are drawn. `class`: all classes alike. `column`: what the attribute `column` says.
+            are drawn. `class`: all classes alike. `column`: what the attribute `column` says. Where
+            a balance by class or attribute draws a trial more often in one epoch than in another,
+            they count alike on average over the epochs.
         column: Attribute of the trials.
 
     Raises:

@@ -48,6 +48,11 @@ class CodeTable:
         is_word[self._first.ravel()] = False
         self._table[is_word] = _fitted_codes(by_column.flatten(), sizes, columns)
 
+    @property
+    def tables(self) -> tuple[Int32, Int64]:
+        """Delivered codes, int32; int64 `[n, N]`: where those of each trial and column begin."""
+        return self._table, self._first
+
     def deliver(self, trial: Int64, local: npt.NDArray[np.uint16]) -> Int64:
         """Return int64 `[B, L, columns]`.
 

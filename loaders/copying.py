@@ -1,8 +1,8 @@
 """Copies windows that lie anywhere in a map, one below the other, in one thread.
 
 Torch's own kernel is used, held to one thread: with more, threads wait for each other wherever
-other processes want the cores too. Where llvmlite is installed (extra `fast`) a compiled loop takes
-over once a process has copied enough for loading it to pay. Both move bits and give the same.
+other processes want the cores too. Where llvmlite is installed (numba brings it) a compiled loop
+takes over once a process has copied enough for loading it to pay. Both move bits and give the same.
 """
 
 from __future__ import annotations
@@ -32,48 +32,79 @@ LOAD_AFTER_BYTES = 512 * 2**20
 _log = logging.getLogger(__name__)
 
 
-def copy_windows(flat: Tensor, first: Int64, out: Tensor) -> None:
-    """Copy what follows each of some elements into a row of `out`.
+class FlatWindows:
+    """Windows of one flat tensor; what copies need of it is looked up once.
 
     Args:
         flat: `[elements]`, contiguous.
-        first: int64 `[n]`, C order; in `[0, elements - width]`.
-        out: `[n, width]` of the dtype of `flat`, contiguous.
-
-    Raises:
-        IndexError: If a window does not lie in `flat`; `out` may then hold anything.
-        ValueError: If dtypes or shapes do not fit.
     """
-    n, width = out.shape
-    if flat.dtype != out.dtype or len(first) != n or not out.is_contiguous():
-        raise ValueError(
-            f"out is {tuple(out.shape)} of {out.dtype}; wanted contiguous rows of {flat.dtype}, "
-            f"one for each of {len(first)} windows."
-        )
-    if n == 0 or width == 0:
-        return
-    if _kernel.ready(n * width * out.element_size()):
-        _kernel.copy(flat, first, out)
-    else:
-        _select(flat, first, out)
+
+    def __init__(self, flat: Tensor) -> None:
+        # Few of torch's kernels know uint16; int16 moves the same bits.
+        self._is_uint16 = flat.dtype == torch.uint16
+        self._flat = flat.view(torch.int16) if self._is_uint16 else flat
+        self._address, self._n, self._dtype = flat.data_ptr(), flat.numel(), flat.dtype
+        self._item_bytes = flat.element_size()
+        self._views: dict[int, Tensor] = {}
+
+    def copy(self, first: Int64, out: Tensor) -> None:
+        """Copy what follows each of some elements into a row of `out`.
+
+        Args:
+            first: int64 `[n]`, C order; in `[0, elements - width]`.
+            out: `[n, width]` of the dtype of the flat tensor, contiguous.
+
+        Raises:
+            IndexError: If a window does not lie in it; `out` may then hold anything.
+            ValueError: If dtypes or shapes do not fit.
+        """
+        n, width = out.shape
+        if out.dtype != self._dtype or len(first) != n or not out.is_contiguous():
+            raise ValueError(
+                f"out is {tuple(out.shape)} of {out.dtype}; wanted contiguous rows of "
+                f"{self._dtype}, one for each of {len(first)} windows."
+            )
+        if n == 0 or width == 0:
+            return
+        width_bytes = width * self._item_bytes
+        function = _kernel.function or _kernel.ready(n * width_bytes)
+        if function is None:
+            self._select(first, out, width)
+            return
+        if first.dtype != np.int64 or not first.flags.c_contiguous:
+            raise ValueError(f"first is {first.dtype}; wanted int64 in C order.")
+        bad = function(
+            self._address, self._n - width, first.__array_interface__["data"][0], n,
+            self._item_bytes, width_bytes, out.data_ptr(),
+        )  # fmt: skip
+        if bad >= 0:
+            raise IndexError(
+                f"window {bad} begins at element {first[bad]} and has {width}; there are {self._n}."
+            )
+
+    def _select(self, first: Int64, out: Tensor, width: int) -> None:
+        windows = self._views.get(width)
+        if windows is None:
+            if self._n < width:
+                raise IndexError(f"a window has {width} elements; there are {self._n}.")
+            windows = self._flat.as_strided((self._n - width + 1, width), (1, 1))
+            self._views[width] = windows
+        if self._is_uint16:
+            out = out.view(torch.int16)
+        n_threads = torch.get_num_threads()  # first in a thread, this also sets its number
+        if n_threads == 1 or _set_threads is None:
+            torch.index_select(windows, 0, torch.from_numpy(first), out=out)
+            return
+        _set_threads(1)
+        try:
+            torch.index_select(windows, 0, torch.from_numpy(first), out=out)
+        finally:
+            _set_threads(n_threads)
 
 
-def _select(flat: Tensor, first: Int64, out: Tensor) -> None:
-    n_places = flat.numel() - out.shape[1] + 1
-    if n_places < 1:
-        raise IndexError(f"windows of {out.shape[1]} elements lie in {flat.numel()}.")
-    if flat.dtype == torch.uint16:  # few of torch's kernels know it; int16 moves the same bits
-        flat, out = flat.view(torch.int16), out.view(torch.int16)
-    windows = flat.as_strided((n_places, out.shape[1]), (1, 1))
-    n_threads = torch.get_num_threads()  # first in a thread, this also sets its number
-    if n_threads == 1 or _set_threads is None:
-        torch.index_select(windows, 0, torch.from_numpy(first), out=out)
-        return
-    _set_threads(1)
-    try:
-        torch.index_select(windows, 0, torch.from_numpy(first), out=out)
-    finally:
-        _set_threads(n_threads)
+def copy_windows(flat: Tensor, first: Int64, out: Tensor) -> None:
+    """Copy once; see `FlatWindows.copy`."""
+    FlatWindows(flat).copy(first, out)
 
 
 def _find_set_threads() -> Callable[[int], None] | None:
@@ -96,57 +127,41 @@ _set_threads = _find_set_threads()
 
 
 class _Kernel:
-    """The compiled loop, loaded when it pays."""
+    """The compiled loop, loaded when it pays.
+
+    Attributes:
+        function: The loop, once it is there.
+    """
 
     def __init__(self) -> None:
+        self.function: Callable[..., int] | None = None
         self._lock = threading.Lock()
         self._left_bytes = LOAD_AFTER_BYTES
         self._engine: Any = None  # owns the machine code
-        self._function: Callable[..., int] | None = None
 
-    def ready(self, size_bytes: int) -> bool:
-        """Say whether to use it for a copy of some bytes."""
-        if self._function is not None:
-            return True
+    def ready(self, size_bytes: int) -> Callable[..., int] | None:
+        """Return it if it is there, or loading it pays after a copy of some more bytes."""
         self._left_bytes -= size_bytes
-        if self._left_bytes > 0:
-            return False
-        self.load()
-        return self._function is not None
+        if self._left_bytes <= 0:
+            self.load()
+        return self.function
 
     def load(self) -> bool:
         """Load it now, unless it is off or missing or another thread is at it."""
-        if self._function is None and self._lock.acquire(blocking=False):
+        if self.function is None and self._lock.acquire(blocking=False):
             try:
                 self._left_bytes = sys.maxsize  # asked once
                 if os.environ.get(SWITCH, "1") != "0":
-                    self._engine, self._function = _compile()
+                    self._engine, self.function = _compile()
             except Exception as error:  # noqa: BLE001 - whatever it is, torch copies as well
                 _log.debug("no compiled copies: %s", error)
             finally:
                 self._lock.release()
-        return self._function is not None
+        return self.function is not None
 
     def unload(self) -> None:
         """Go back to torch for good."""
-        self._function, self._left_bytes = None, sys.maxsize
-
-    def copy(self, flat: Tensor, first: Int64, out: Tensor) -> None:
-        """Copy; see `copy_windows`."""
-        if first.dtype != np.int64 or not first.flags.c_contiguous:
-            raise ValueError(f"first is {first.dtype}; wanted int64 in C order.")
-        n, width = out.shape
-        size = out.element_size()
-        assert self._function is not None
-        bad = self._function(
-            flat.data_ptr(), flat.numel() - width, first.__array_interface__["data"][0], n,
-            size, width * size, out.data_ptr(),
-        )  # fmt: skip
-        if bad >= 0:
-            raise IndexError(
-                f"window {bad} begins at element {first[bad]} and has {width}; "
-                f"there are {flat.numel()}."
-            )
+        self.function, self._left_bytes = None, sys.maxsize
 
 
 _kernel = _Kernel()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from loaders.ahead import Ahead, take_turns
 from loaders.batch import Batch
 from loaders.choices import check_integer
 from loaders.cursor import SharedCursor
+from loaders.device import DeviceFeed, refuse_worker
 from loaders.options import check_share
 from loaders.order import worker_steps
 from loaders.reader import EpochReader
@@ -21,6 +23,9 @@ from loaders.wrappers import (
     refuse_second_sharding,
     refuse_state_of_dataset,
 )
+
+THREADS = 2
+"""Threads that gather; more find no memory bandwidth left."""
 
 
 class EpochStream(IterableDataset[Batch]):
@@ -39,6 +44,21 @@ class EpochStream(IterableDataset[Batch]):
     @abstractmethod
     def ranks(self) -> tuple[int, int] | None:
         """This rank and how many there are; None: what torch.distributed says, else 0 of 1."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where a loop gives batches; None: on the host."""
+        return None
+
+    @property
+    @abstractmethod
+    def ahead(self) -> int:
+        """Batches that threads of this process make early; 0: none."""
+
+    @property
+    @abstractmethod
+    def on_device(self) -> bool:
+        """Whether batches are made on the device, in the order in which they are asked for."""
 
     @property
     @abstractmethod
@@ -105,12 +125,30 @@ class EpochStream(IterableDataset[Batch]):
     def _epoch(self, start: tuple[int, int], token: int) -> Iterator[Batch]:
         # Not when the loop is made: Lightning's clearing up would hide the error.
         refuse_forgotten_place(start)
+        if self.device is not None:
+            refuse_worker(self.device)
         info = get_worker_info()
         worker, n_workers = (info.id, info.num_workers) if info else (0, 1)
-        reader = self.reader(start[0])
-        steps = worker_steps(start[1], reader.n_steps, worker=worker, n_workers=n_workers)
-        yield from map(reader.read, steps)
+        if info is None and self.ahead and not self.on_device:
+            batches: Iterable[Batch] = self._ahead(start)
+        else:
+            reader = self.reader(start[0])
+            steps = worker_steps(start[1], reader.n_steps, worker=worker, n_workers=n_workers)
+            batches = map(reader.read, steps)
+        if self.device is not None:
+            batches = DeviceFeed(batches, self.device)
+        yield from batches
         self._cursor.finish(start, token)
+
+    def _ahead(self, start: tuple[int, int]) -> Iterator[Batch]:
+        """Yield the steps of an epoch, each made by the next of some threads."""
+        ranks, sources = self._rank(), []
+        n_threads = min(THREADS, self.ahead)
+        for worker in range(n_threads):
+            reader = self.reader(start[0], ranks)
+            steps = worker_steps(start[1], reader.n_steps, worker=worker, n_workers=n_threads)
+            sources.append(Ahead(map(reader.read, steps), -(-self.ahead // n_threads)))
+        return take_turns(sources)
 
     def _after(self, batch: Batch) -> tuple[int, int]:
         """Return the epoch and step that follow those of a batch."""

@@ -1,8 +1,6 @@
 """From (trial, first row) to tensors: the copies and single float32 operations of delivery.
 
-Of 2 MiB on an idle machine of 2 cores: 1 thread 0.19 ms, 2 threads 0.12 ms. Where other processes
-want the cores too, threads wait for each other: 2 were then seen 1.1 to 9 times slower than 1
-(`torch.set_num_threads(1)`; DataLoader workers have one anyway).
+Copies run in one thread (`loaders/copying.py`); what changes values runs on as many as torch has.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from loaders.codes import CodeTable, static_inputs
 from loaders.mapped import MappedRows
-from loaders.pool import BufferPool
+from loaders.pool import Allocate, BufferPool, plain_memory
 from loaders.rescale import Applied, Rescale
 from loaders.selection import Selection
 from shards import Store
@@ -58,13 +56,16 @@ class RowGather:
     Args:
         store: The open version.
         selection: What to deliver of it.
+        allocate: Memory for batches.
     """
 
-    def __init__(self, store: Store, selection: Selection) -> None:
+    def __init__(
+        self, store: Store, selection: Selection, allocate: Allocate = plain_memory
+    ) -> None:
         manifest, windows, trials = store.manifest, selection.windows, selection.trials
         self._selection, self._spec, self._target = selection, windows, selection.target
         self._dense = selection.steps is not None
-        self._pool = BufferPool()
+        self._allocate, self._pool = allocate, BufferPool(allocate)
         self._label = store.index.label[trials]
         self._n_rows: Int64 = store.index.n_rows[trials]
         self._length: Int64 = np.minimum(np.int64(windows.length), self._n_rows - windows.ahead)
@@ -100,7 +101,7 @@ class RowGather:
 
     def renew_pool(self) -> None:
         """Forget the batch memory; a forked child cannot see who still uses it."""
-        self._pool = BufferPool()
+        self._pool = BufferPool(self._allocate)
 
     def resolve(self, trial: Int64, start: Int64) -> Draws:
         """Look up what windows need.
@@ -168,7 +169,7 @@ class RowGather:
     def _copy_values(self, places: Int64, length: int, short: list[int]) -> tuple[Tensor, Applied]:
         shape = (places.shape[1], length, self._values.n_columns)
         out = self._take(shape)
-        rows = self._values.copy(torch.from_numpy(places[4]), out)
+        rows = self._values.copy(places[4], out)
         position, lengths = torch.from_numpy(places[0]), torch.from_numpy(places[3])
         applied = self._rescale.values(rows.view(shape), position, lengths)
         if self._may_miss:
@@ -185,7 +186,7 @@ class RowGather:
         if self._targets is None:
             return self._labels(places)
         out = self._take((places.shape[1], length, self._targets.n_columns))
-        self._targets.copy(torch.from_numpy(self._targets.locate(places[0], places[2])), out)
+        self._targets.copy(self._targets.locate(places[0], places[2]), out)
         return _cut(out, places[3], short, np.nan)
 
     def _copy_forecast(self, places: Int64, applied: Applied) -> Tensor:
@@ -194,7 +195,7 @@ class RowGather:
         else:
             shape = (places.shape[1], self._spec.steps, self._ahead.n_columns)
             rows = np.empty(shape, np.float32)
-            self._ahead.copy(torch.from_numpy(places[5]), rows)
+            self._ahead.copy(places[5], rows)
             chosen = rows if self._ahead is self._targets else rows.take(self._columns, axis=2)
         targets = torch.from_numpy(chosen)
         self._rescale.targets(targets, torch.from_numpy(places[0]), applied)
@@ -208,7 +209,7 @@ class RowGather:
         n_ahead = length + steps - 1
         first = places[4] + self._spec.horizon * self._values.n_columns
         rows = self._take((n, n_ahead, self._values.n_columns))
-        self._values.copy(torch.from_numpy(first), rows)
+        self._values.copy(first, rows)
         chosen = rows.take(self._columns, axis=2)
         self._rescale.targets(torch.from_numpy(chosen), torch.from_numpy(places[0]), applied)
         left = self._n_rows.take(places[0]) - places[2] - self._spec.horizon
@@ -228,7 +229,7 @@ class RowGather:
             return None
         shape = (places.shape[1], length, self._observed.n_columns)
         packed = np.empty(shape, np.uint8)
-        self._observed.copy(torch.from_numpy(self._observed.locate(places[0], places[2])), packed)
+        self._observed.copy(self._observed.locate(places[0], places[2]), packed)
         n_columns = self._values.n_columns
         seen = np.unpackbits(packed, axis=2, count=n_columns, bitorder="little")
         return _cut(seen.view(np.bool_), places[3], short, False)
@@ -238,7 +239,7 @@ class RowGather:
             return None
         shape = (places.shape[1], length, self._codes.n_columns)
         local = np.empty(shape, np.int16)
-        self._codes.copy(torch.from_numpy(self._codes.locate(places[0], places[2])), local)
+        self._codes.copy(self._codes.locate(places[0], places[2]), local)
         _cut(local, places[3], short, 0)  # first: what follows a trial are codes of other words
         return torch.from_numpy(self._code_table.deliver(places[0], local.view(np.uint16)))
 

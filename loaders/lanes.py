@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loaders.order import EpochPlan, Int64, permute
+from loaders.order import Int64, permute
+from loaders.plans import DrawPlan
 from loaders.steprows import StepRows
 
 LANES_VERSION = 1
@@ -55,6 +56,8 @@ class LaneEpoch:
         begins: `[passes]` int64, lane * n_steps + first step of each pass, rising.
         lengths: `[trials]` int64, rows of each trial.
         fill: How full the lanes are in this epoch.
+        bound: How full they could be at best, in `fewest_steps`. The same in every epoch where
+            trials have quotas; where groups of them have, it is that of this epoch's trials.
     """
 
     epoch: int
@@ -65,6 +68,7 @@ class LaneEpoch:
     begins: Int64
     lengths: Int64
     fill: LaneFill
+    bound: LaneFill
 
     def rows(self, step: int, first: int, last: int) -> StepRows:
         """Return what the lanes `[first, last)` hold at `step`: a search among the passes each.
@@ -99,13 +103,13 @@ class LanePlan:
     (ties: the first) goes as soon as it would not end before S* otherwise.
 
     Attributes:
-        passes: Order of the passes; a draw is a pass. A trial of quota 2 is walked twice.
-        lengths: `[trials]` int64, rows of each trial; at least 1 where the quota is.
+        passes: Order of the passes; a draw is a pass. A trial drawn twice is walked twice.
+        lengths: `[trials]` int64, rows of each trial; at least 1 where it is drawn.
         n_lanes: B, lanes over all ranks; part of what the order is.
         chunk: T, rows per step of a lane.
     """
 
-    passes: EpochPlan
+    passes: DrawPlan
     lengths: Int64
     n_lanes: int
     chunk: int
@@ -114,19 +118,8 @@ class LanePlan:
     def __post_init__(self) -> None:
         assert self.n_lanes > 0
         assert self.chunk > 0
-        assert self.lengths.shape == self.passes.quotas.shape
-        assert (self.lengths[self.passes.quotas > 0] > 0).all()
-
-    @property
-    def bound(self) -> LaneFill:
-        """How full the lanes could be at best, in `fewest_steps`; the same in every epoch."""
-        chunks, quotas = -(-self.lengths // self.chunk), self.passes.quotas
-        return _fill(
-            n_chunks=int(chunks @ quotas),
-            n_rows=int(self.lengths @ quotas),
-            n_slots=self.n_lanes * fewest_steps(chunks, quotas, self.n_lanes),
-            chunk=self.chunk,
-        )
+        assert self.lengths.shape == self.passes.n_windows.shape
+        assert (self.lengths[self.passes.mean_draws > 0] > 0).all()
 
     @property
     def version(self) -> int:
@@ -160,6 +153,7 @@ class LanePlan:
             begins=begins[by_place],
             lengths=self.lengths,
             fill=_fill(n_chunks, n_rows, n_lanes * n_steps, self.chunk),
+            bound=_fill(n_chunks, n_rows, n_lanes * fewest_steps(chunks, n_lanes), self.chunk),
         )
 
 
@@ -192,25 +186,23 @@ def best_lanes(lengths: Int64, chunk: int, candidates: Iterable[int]) -> list[La
     # The order of ids may be one of lengths; an epoch's is not.
     order = permute(np.arange(len(lengths)), len(lengths), 0) if len(lengths) else slice(0)
     chunks = -(-lengths[order] // chunk)
-    total, once = int(chunks.sum()), np.ones_like(chunks)
+    total = int(chunks.sum())
     choices = []
     for n_lanes in dict.fromkeys(candidates):
         n_steps = _walk(chunks, n_lanes)[2]
-        bound = _share(total, n_lanes * fewest_steps(chunks, once, n_lanes))
+        bound = _share(total, n_lanes * fewest_steps(chunks, n_lanes))
         choices.append(LaneChoice(n_lanes, n_steps, _share(total, n_lanes * n_steps), bound))
     return sorted(choices, key=lambda choice: -choice.fill)
 
 
-def fewest_steps(chunks: Int64, quotas: Int64, n_lanes: int) -> int:
+def fewest_steps(chunks: Int64, n_lanes: int) -> int:
     """Return S*, the steps below which no plan can go.
 
     Args:
-        chunks: `[trials]` int64, chunks of each trial.
-        quotas: `[trials]` int64, passes over each trial.
+        chunks: `[passes]` int64, chunks of each pass.
         n_lanes: B.
     """
-    longest = int(chunks[quotas > 0].max(initial=0))
-    return max(longest, -(-int(chunks @ quotas) // n_lanes))
+    return max(int(chunks.max(initial=0)), -(-int(chunks.sum()) // n_lanes))
 
 
 def _walk(chunks: Int64, n_lanes: int) -> tuple[Int64, Int64, int]:
@@ -220,7 +212,7 @@ def _walk(chunks: Int64, n_lanes: int) -> tuple[Int64, Int64, int]:
     the lane that is free first and, of several, the lowest one.
     """
     n_passes = len(chunks)
-    deadline = fewest_steps(chunks, np.ones_like(chunks), n_lanes) * n_lanes
+    deadline = fewest_steps(chunks, n_lanes) * n_lanes
     spans = (chunks * n_lanes).tolist()
     by_length = np.argsort(-chunks, kind="stable").tolist()
     free = list(range(n_lanes))  # sorted, so a heap

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from loaders.order import EpochPlan, Int64, permute, splitmix64
+from loaders.order import Int64, permute, splitmix64
+from loaders.plans import DrawPlan
 from loaders.steprows import StepRows
 
 LENGTHS_VERSION = 1
@@ -80,14 +81,14 @@ class LengthPlan:
     holds the longest of the last pool if the bound allows.
 
     Attributes:
-        passes: Order of the passes; a draw is a pass. A trial of quota 2 comes twice.
-        lengths: `[trials]` int64, rows taken of each trial; at least 1 where the quota is.
+        passes: Order of the passes; a draw is a pass. A trial drawn twice comes twice.
+        lengths: `[trials]` int64, rows taken of each trial; at least 1 where it is drawn.
         starts: `[trials]` int64, first row taken of each trial.
         batch_size: G, rows per step over all ranks.
         max_padding: Largest share of padding in an epoch, from 0 to 1.
     """
 
-    passes: EpochPlan
+    passes: DrawPlan
     lengths: Int64
     starts: Int64
     batch_size: int
@@ -96,8 +97,8 @@ class LengthPlan:
 
     def __post_init__(self) -> None:
         assert self.batch_size > 0
-        assert self.lengths.shape == self.starts.shape == self.passes.quotas.shape
-        assert (self.lengths[self.passes.quotas > 0] > 0).all()
+        assert self.lengths.shape == self.starts.shape == self.passes.n_windows.shape
+        assert (self.lengths[self.passes.mean_draws > 0] > 0).all()
 
     @property
     def version(self) -> int:

@@ -1,7 +1,7 @@
 """One array of all shards of a split as one flat tensor.
 
-All shards are mapped into one address range, so one `index_select` over an overlapping strided
-view fetches a whole batch at the speed of a block copy, from 1 shard or 1,000.
+All shards are mapped into one address range, so one call fetches a whole batch at the speed of a
+block copy, from 1 shard or 1,000.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from loaders.copying import FlatWindows
 from shards import Store
 
 Int64 = npt.NDArray[np.int64]
@@ -48,8 +49,7 @@ class MappedRows:
         self._array = files.bytes.view("int16" if spec.dtype == "uint16" else spec.dtype)
         with warnings.catch_warnings():  # the map is read-only, and so is all use of it here
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self._flat = torch.from_numpy(self._array)
-        self._views: dict[int, Tensor] = {}
+            self._windows = FlatWindows(torch.from_numpy(self._array))
 
     def locate(self, trial: Int64, row: Int64) -> Int64:
         """Return the element where the window at `row` of `trial` (a position in the list) begins.
@@ -64,20 +64,16 @@ class MappedRows:
         """Return single elements, in the shape asked for."""
         return self._array.take(element)
 
-    def copy(self, element: Tensor, out: npt.NDArray[Any]) -> Tensor:
+    def copy(self, element: Int64, out: npt.NDArray[Any]) -> Tensor:
         """Copy what follows each of `element` into a row of `out`.
 
         Args:
-            element: `[n]` int64, from `locate`.
+            element: int64 `[n]`, C order, from `locate`.
             out: `[n, n_rows, columns]`, C order.
 
         Returns:
             `[n, n_rows * columns]`, sharing the memory of `out`.
         """
-        width = out.shape[1] * out.shape[2]
-        rows = torch.from_numpy(out.reshape(len(out), width))
-        if width not in self._views:
-            shape = (self._flat.numel() - width + 1, width)
-            self._views[width] = self._flat.as_strided(shape, (1, 1))
-        torch.index_select(self._views[width], 0, element, out=rows)
+        rows = torch.from_numpy(out.reshape(len(out), out.shape[1] * out.shape[2]))
+        self._windows.copy(element, rows)
         return rows

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from loaders.batch import Batch
@@ -42,6 +43,9 @@ class MixedStream(EpochStream):
         if len({stream.ranks for stream in self.streams}) > 1:
             ranks = [stream.ranks for stream in self.streams]
             raise InvalidSpecError(f"ranks of the streams are {ranks}; wanted the same of all.")
+        if len({stream.device for stream in self.streams}) > 1:
+            devices = [str(stream.device) for stream in self.streams]
+            raise InvalidSpecError(f"devices of the streams are {devices}; wanted the same of all.")
         self._by, self._stop = by, stop
         self._fixed = None if by == "proportional" else self._share(by)
 
@@ -51,9 +55,24 @@ class MixedStream(EpochStream):
         return min(stream.batch_size for stream in self.streams)
 
     @property
+    def ahead(self) -> int:
+        """Batches that threads of this process make early; 0: none."""
+        return max(stream.ahead for stream in self.streams)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are made on a device, in the order in which they are asked for."""
+        return any(stream.on_device for stream in self.streams)
+
+    @property
     def ranks(self) -> tuple[int, int] | None:
         """The rank that was asked for, and of how many."""
         return self.streams[0].ranks
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where a loop gives batches; None: on the host."""
+        return self.streams[0].device
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from loaders.choices import (
     Balance,
@@ -18,6 +19,7 @@ from loaders.choices import (
     check_choice,
     check_integer,
 )
+from loaders.device import check_resident, parse_device
 from shards import InvalidSpecError, WindowSpec
 from shards.manifest import TargetSchema
 
@@ -45,6 +47,8 @@ class StreamOptions:
     where: str | None
     trials: TrialIds | None
     ahead: int
+    device: torch.device | None
+    resident: str | bool
 
     @classmethod
     def of(cls, **flat: Any) -> StreamOptions:
@@ -65,6 +69,7 @@ class StreamOptions:
                 "balance": balance if isinstance(balance, Balance) else Balance(balance),
                 "weights": weights if isinstance(weights, LossWeights) else LossWeights(weights),
                 "trials": None if trials is None else TrialIds(trials),
+                "device": parse_device(flat["device"]),
             }
         )  # fmt: skip
 
@@ -72,6 +77,7 @@ class StreamOptions:
         check_integer("batch_size", self.batch_size, 1)
         check_integer("seed", self.seed, 0)
         check_integer("ahead", self.ahead, 0)
+        check_resident(self.resident, self.device)
         for name, kind in (("windows", WindowSpec), ("target", TargetSchema)):
             got = getattr(self, name)
             if got is not None and not isinstance(got, kind):

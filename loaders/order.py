@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from loaders.plans import DrawPlan
 from shards.errors import InvalidSpecError
 
 Int64 = npt.NDArray[np.int64]
@@ -183,6 +184,11 @@ class EpochPlan:
         """Draws per epoch."""
         return int(self.slots[-1])
 
+    @property
+    def mean_draws(self) -> Int64:
+        """`[trials]` int64, draws of each trial per epoch: its quota."""
+        return self.quotas
+
     @cached_property
     def draws_each_once(self) -> bool:
         """Whether every epoch holds each window exactly once."""
@@ -269,7 +275,7 @@ class EpochOrder(Generic[Block]):
     """
 
     def __init__(
-        self, plan: EpochPlan, epoch: int, resolve: Callable[[Int64, Int64], Block]
+        self, plan: DrawPlan, epoch: int, resolve: Callable[[Int64, Int64], Block]
     ) -> None:
         self._plan, self._epoch, self._resolve = plan, epoch, resolve
         self._first = self._last = 0

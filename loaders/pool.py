@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,22 @@ KEPT = 8
 """Arrays kept per shape. A consumer that holds more gets fresh memory (6 % at 2-8 MB a batch)."""
 
 
+Allocate = Callable[[int], npt.NDArray[np.uint8]]
+
+
 def _reference_counts(arrays: Sequence[npt.NDArray[Any]]) -> list[int]:
     return [sys.getrefcount(array) for array in arrays]
 
 
-def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+def plain_memory(size_bytes: int) -> npt.NDArray[np.uint8]:
+    """Return memory of the process."""
+    return np.empty(size_bytes, np.uint8)
+
+
+def _aligned(shape: tuple[int, ...], dtype: str, allocate: Allocate) -> npt.NDArray[Any]:
     """Return memory on a cache line border: rows copied elsewhere take 6 % longer."""
     size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size_bytes + LINE_BYTES, np.uint8)
+    raw = allocate(size_bytes + LINE_BYTES)
     first = -raw.ctypes.data % LINE_BYTES
     return raw[first : first + size_bytes].view(dtype).reshape(shape)
 
@@ -36,9 +44,13 @@ class BufferPool:
     views, slices, detached tensors and `.numpy()` arrays that share this storage. The reference
     count of the array therefore says whether any of them is left. Moving a tensor to shared memory
     (DataLoader workers) copies it and lets the array go.
+
+    Args:
+        allocate: Bytes -> uint8 memory of so many.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Allocate = plain_memory) -> None:
+        self._allocate = allocate
         self._lock = threading.Lock()
         self._arrays: dict[tuple[tuple[int, ...], str], list[npt.NDArray[Any]]] = {}
         # What the same code counts for an array that only its list holds (it differs by Python).
@@ -51,7 +63,7 @@ class BufferPool:
             for place, count in enumerate(_reference_counts(kept)):
                 if count == self._idle:
                     return kept[place]
-            array = _aligned(shape, dtype)
+            array = _aligned(shape, dtype, self._allocate)
             if len(kept) < KEPT:
                 kept.append(array)
             return array

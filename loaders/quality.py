@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loaders.order import EpochPlan, Int64, splitmix64
+from loaders.order import Int64, splitmix64
+from loaders.plans import DrawPlan
 
 Float64 = npt.NDArray[np.float64]
 
@@ -40,7 +41,7 @@ class ShuffleQuality:
 
 
 def shuffle_quality(
-    plan: EpochPlan, batch_size: int, epoch: int, storage: Int64, *, max_draws: int = 1_000_000
+    plan: DrawPlan, batch_size: int, epoch: int, storage: Int64, *, max_draws: int = 1_000_000
 ) -> ShuffleQuality:
     """Look at the full batches of an epoch, or at a part of them spread evenly over it.
 
@@ -65,24 +66,30 @@ def shuffle_quality(
     distinct = 1 + np.count_nonzero(np.diff(batches, axis=1), axis=1)
     return ShuffleQuality(
         distinct_trials=float(distinct.mean()),
-        expected_trials=expected_distinct(plan.quotas, size),
+        expected_trials=expected_distinct(plan.mean_draws, size),
         rank_correlation=rank_correlation(position, _first_windows(plan, storage)[trial] + window),
         n_batches=len(batches),
     )
 
 
-def expected_distinct(quotas: Int64, batch_size: int) -> float:
+def expected_distinct(quotas: Int64 | Float64, batch_size: int) -> float:
     """Return the mean number of distinct trials in a batch of an epoch in random order.
 
     A batch is `batch_size` of N draws without replacement, so trial i of q_i draws is missing
-    from it with the hypergeometric probability C(N - q_i, G) / C(N, G).
+    from it with the hypergeometric probability C(N - q_i, G) / C(N, G). A trial of 2.25 draws on
+    average has 2 draws in three epochs of four, and 3 in one.
 
     Args:
-        quotas: `[trials]` int64, draws of each trial.
+        quotas: `[trials]` int64, draws of each trial, or float64, the mean of them over epochs.
         batch_size: G, at most their sum.
     """
-    quota, n_trials = np.unique(quotas[quotas > 0], return_counts=True)
-    present = -np.expm1(_log_missing(int(quotas.sum()), quota, batch_size))
+    whole = np.floor(quotas).astype(np.int64)
+    more = np.asarray(quotas - whole, np.float64)
+    both, of = np.unique(np.concatenate([whole, whole + 1]), return_inverse=True)
+    share = np.bincount(of, np.concatenate([1 - more, more]))
+    there = (both > 0) & (share > 0)
+    quota, n_trials = both[there], share[there]
+    present = -np.expm1(_log_missing(round(math.fsum(quotas.tolist())), quota, batch_size))
     return math.fsum((n_trials * present).tolist())
 
 
@@ -139,7 +146,7 @@ def _log_missing(n: int, quota: Int64, size: int) -> Float64:
     return log
 
 
-def _first_windows(plan: EpochPlan, storage: Int64) -> Int64:
+def _first_windows(plan: DrawPlan, storage: Int64) -> Int64:
     """Return the number of each trial's first window, counted through storage; `[trials]`."""
     order = np.argsort(storage, kind="stable")
     n_windows = plan.n_windows[order]

@@ -8,6 +8,7 @@ for accurate time-series forecasting against distribution shift".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from shards.regimes import AffineTable, Regimes
 Int64 = npt.NDArray[np.int64]
 Statistics = tuple[Tensor, Tensor]
 """Offset and scale."""
+Table = tuple[Tensor, Tensor, Tensor]
+"""Offset, inverse scale, scale."""
 
 _LARGEST = 1e30
 _SMALLEST = 1e-30
@@ -69,6 +72,20 @@ class Rescale:
         elif not delivery.is_identity:
             self._flat = [x[0].repeat(length) for x in self._table[:2]]
         self._regimes = None if delivery.regimes is None else _RegimeTensors(delivery.regimes)
+
+    def to(self, device: torch.device) -> Rescale:
+        """Return the same for tensors on a device."""
+        moved = copy.copy(self)
+        moved._windowed = {method: x.to(device) for method, x in self._windowed.items()}
+        moved._columns = self._columns.to(device)
+        moved._table = _moved(self._table, device)
+        if self._flat is not None:
+            moved._flat = [x.to(device) for x in self._flat]
+        if self._row is not None:
+            moved._row = self._row.to(device)
+        if self._regimes is not None:
+            moved._regimes = self._regimes.to(device)
+        return moved
 
     def values(self, values: Tensor, position: Tensor, lengths: Tensor) -> Applied:
         """Normalize stored values in place; NaN stays NaN.
@@ -214,6 +231,12 @@ class _RegimeTensors:
         self._table = _tensors(regimes.table)
         self._channels = torch.from_numpy(regimes.channels)
 
+    def to(self, device: torch.device) -> _RegimeTensors:
+        """Return the same for tensors on a device."""
+        moved = copy.copy(self)
+        moved._table, moved._channels = _moved(self._table, device), self._channels.to(device)
+        return moved
+
     def of_rows(self, values: Tensor, valid: Tensor) -> Tensor:
         """Return uint8 `[B, L]`; the number of regimes where there is none, or padding."""
         known = self._regimes
@@ -242,7 +265,12 @@ class _RegimeTensors:
             values[:, :, self._channels] = (values[:, :, self._channels] - offset) * inv_scale
 
 
-def _tensors(table: AffineTable) -> tuple[Tensor, Tensor, Tensor]:
+def _moved(table: Table, device: torch.device) -> Table:
+    offset, inv_scale, scale = (x.to(device) for x in table)
+    return offset, inv_scale, scale
+
+
+def _tensors(table: AffineTable) -> Table:
     offset, inv_scale, scale = (
         torch.from_numpy(np.ascontiguousarray(x))
         for x in (table.offset, table.inv_scale, table.scale)

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.balance import draw_quotas, loss_weights
+from loaders.balance import GROUPED, draw_groups, draw_quotas, group_quotas, loss_weights
 from loaders.blocks import BlockPlan, cut_blocks, pool_blocks_of
 from loaders.choices import LaneBatches, TrialBatches, WindowBatches
 from loaders.chosen import choose_trials, digest_trials
+from loaders.groups import GroupPlan
 from loaders.lanes import LanePlan
 from loaders.lengths import LengthPlan
 from loaders.options import StreamOptions
 from loaders.order import EpochPlan
+from loaders.plans import DrawPlan
 from loaders.request import choose_target, choose_windows
 from shards import InvalidSpecError, Store, WindowSpec
 from shards.manifest import TargetSchema
@@ -54,10 +56,9 @@ class Selection:
         n_windows = self._n_windows(n_rows)
         if not n_windows.any():
             raise self._no_windows(n_rows)
-        quotas = draw_quotas(store, options.balance, self.trials, n_windows)
-        self.plan = self._draws(n_windows, quotas)
+        self.plan = self._draws(n_windows)
         self.weights: Float32 = loss_weights(
-            store, options.weights, self.trials, n_windows, quotas * self._counted
+            store, options.weights, self.trials, self.plan.mean_draws * self._counted
         )
         self.steps = self._steps()
         # Of equal weights a sum is a product, and exact: float32 times a count below 2^29.
@@ -135,8 +136,14 @@ class Selection:
             return count_windows(n_rows, self.windows)
         return (n_rows > self.windows.ahead).astype(np.int64)
 
-    def _draws(self, n_windows: Int64, quotas: Int64) -> EpochPlan:
+    def _draws(self, n_windows: Int64) -> DrawPlan:
         options, store = self._options, self._store
+        asked = (store, options.balance, self.trials, n_windows)
+        if options.shuffle == "global" and options.balance.by in GROUPED:
+            groups = draw_groups(*asked)
+            of_group = group_quotas(n_windows, groups, int(n_windows.sum()))[0]
+            return GroupPlan(n_windows, groups, of_group, options.seed)
+        quotas = draw_quotas(*asked)
         if options.blocks is None:
             return EpochPlan(n_windows, quotas, options.seed, options.shuffle)
         index, first = store.index, store.manifest.shards[int(store.index.shard[self.trials[0]])]

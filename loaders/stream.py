@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from loaders.batch import Batch
@@ -22,11 +23,14 @@ from loaders.choices import (
     WindowBatches,
 )
 from loaders.chosen import pack_numbers, unpack_numbers
+from loaders.devicegather import DeviceGather
+from loaders.devicepools import PooledGather
 from loaders.epochs import EpochStream
 from loaders.gather import RowGather
 from loaders.inverse import Inverse
 from loaders.options import StreamOptions
 from loaders.reader import EpochReader, PartReader, WindowReader
+from loaders.resident import check_layout, open_gather
 from loaders.selection import Selection
 from loaders.wrappers import refuse_second_sharding
 from shards import InvalidSpecError, Store, WindowSpec
@@ -68,6 +72,11 @@ class TrialStream(EpochStream):
         version: Version to open when `store` is a path; by default the newest.
         rank: This process among `world_size`; by default what torch.distributed says, else 0 of 1.
         world_size: Processes that share each step.
+        device: Where a loop gives batches, such as `cuda`: copies overlap with the computing. Not
+            with DataLoader workers.
+        resident: Whether the rows of the split lie on the device, where batches are then made.
+            `auto`: on CUDA if they take at most half of its free memory; else, with blocks of
+            windows, a pool of them at a time (which `blocks` demands); else not.
 
     Raises:
         InvalidSpecError: If an argument is out of range, or nothing to read is left.
@@ -95,12 +104,15 @@ class TrialStream(EpochStream):
         rank: int | None = None,
         world_size: int | None = None,
         ahead: int = 0,
+        device: torch.device | str | None = None,
+        resident: bool | str = "auto",
     ) -> None:
         super().__init__()
         self.options = StreamOptions.of(
             split=split, batch_size=batch_size, batches=batches, shuffle=shuffle, seed=seed,
             balance=balance, weights=weights, windows=windows, target=target, rank=rank,
             world_size=world_size, where=where, trials=trials, ahead=ahead,
+            device=device, resident=resident,
         )  # fmt: skip
         self.store = store if isinstance(store, Store) else Store(store, version)
         if isinstance(store, Store) and version not in (None, store.version):
@@ -109,9 +121,9 @@ class TrialStream(EpochStream):
                 "wanted a path with a version, or an open store alone."
             )
         self._chosen: Int64 | None = None
-        self._gather: RowGather | None = None
+        self._gather: RowGather | DeviceGather | PooledGather | None = None
         self._pid = os.getpid()
-        self._selection  # noqa: B018 - refuse a bad request now, not at the first batch
+        check_layout(self.store, self._selection, self.options)
 
     # What it delivers
 
@@ -150,6 +162,21 @@ class TrialStream(EpochStream):
         """The rank that was asked for, and of how many."""
         rank, world_size = self.options.rank, self.options.world_size
         return None if rank is None or world_size is None else (rank, world_size)
+
+    @property
+    def ahead(self) -> int:
+        """Batches that threads of this process make early; 0: none."""
+        return self.options.ahead
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are made on the device, in the order in which they are asked for."""
+        return not isinstance(self._opened(), RowGather)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where a loop gives batches; None: on the host."""
+        return self.options.device
 
     @property
     def fingerprint(self) -> str:
@@ -209,7 +236,9 @@ class TrialStream(EpochStream):
         """
         kind = WindowReader if self._selection.steps is None else PartReader
         ranks = self._rank() if ranks is None else ranks
-        return kind(self._selection, self._opened(), self.options, epoch=epoch, ranks=ranks)
+        opened = self._opened()
+        gather = opened.of_epoch(epoch) if isinstance(opened, PooledGather) else opened
+        return kind(self._selection, gather, self.options, epoch=epoch, ranks=ranks)
 
     # What it is made of
 
@@ -221,9 +250,9 @@ class TrialStream(EpochStream):
     def _inverse(self) -> Inverse:
         return Inverse(self.store)
 
-    def _opened(self) -> RowGather:
+    def _opened(self) -> RowGather | DeviceGather | PooledGather:
         if self._gather is None:
-            self._gather = RowGather(self.store, self._selection)
+            self._gather = open_gather(self.store, self._selection, self.options)
         elif self._pid != os.getpid():  # forked: the maps serve on, the memory is the parent's
             self._gather.renew_pool()
         self._pid = os.getpid()

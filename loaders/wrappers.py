@@ -51,42 +51,53 @@ def refuse_state_of_dataset() -> None:
 
 
 def refuse_forgotten_place(start: tuple[int, int]) -> None:
-    """Look whether a trainer that has trained already would start anew.
+    """Look whether Lightning would give the same epoch again.
 
-    Lightning leaves a loop of known length at its last batch, before the stream can tell that the
-    epoch is over: each epoch would be the first again. And it gives a resumed run its loader's
-    state back within an epoch alone, not between two.
+    It leaves a loop of known length at its last batch, before the stream can tell that the epoch is
+    over, so that each epoch would be the first again. And it gives a resumed run its loader's state
+    back within an epoch alone, not between two.
 
     Args:
         start: Epoch and step where the stream would start.
 
     Raises:
-        ResumeError: If it is the first step of all, and Lightning is past it.
+        ResumeError: If Lightning trains, and not on a `StreamLoader` that goes on by itself; or if
+            it has trained already, and the stream would begin with the first step of all.
     """
-    if start != (0, 0):
-        return
+    endless = False
     for frame in _callers():
-        package, _, loop = frame.f_globals.get("__name__", "").rpartition(".loops.")
+        name = frame.f_globals.get("__name__", "")
+        if name == "loaders.streamloader":
+            endless = frame.f_locals["self"].loop == "endless"
+        package, _, loop = name.rpartition(".loops.")
         if package not in _LIGHTNING:
             continue
         if loop == "evaluation_loop":  # each validation may read the same again
             return
         if loop == "fit_loop":
-            _check_progress(frame.f_locals.get("self"))
+            _check_progress(frame.f_locals["self"], start, endless)
 
 
-def _check_progress(fit_loop: Any) -> None:
+def _check_progress(fit_loop: Any, start: tuple[int, int], endless: bool) -> None:
     epoch = fit_loop.epoch_progress.current.processed
     batch = fit_loop.epoch_loop.batch_progress.current.ready
-    if epoch or batch:
+    if start == (0, 0) and (epoch or batch):
         raise ResumeError(
             f"Lightning goes on in epoch {epoch} after {batch} batches, and the stream would begin "
-            "with epoch 0, step 0 again. Train with trainer.fit(model, datamodule="
-            "loaders.integrations.stream_module(stream)), which keeps the place in checkpoints "
-            f"and between epochs; or say where to begin: stream.set_epoch({epoch + bool(batch)})."
+            f"with epoch 0, step 0 again. {_REMEDY} Of a checkpoint made without it, the next "
+            f"epoch can be told: stream.set_epoch({epoch + bool(batch)})."
+        )
+    if not endless and fit_loop.max_epochs != epoch + 1:
+        raise ResumeError(
+            f"Lightning would train beyond epoch {epoch}, and leave each loop before the stream "
+            f"knows that an epoch is over: the same one would come again. {_REMEDY}"
         )
 
 
+_REMEDY = (
+    "Train with trainer.fit(model, datamodule=loaders.integrations.stream_module(stream)), which "
+    "keeps the place between epochs and in checkpoints."
+)
 _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 
 

@@ -40,6 +40,7 @@ BALANCES = [
     "trial",
     "sqrt",
     Balance("quota", quotas=QUOTAS),
+    Balance("attribute", "weight"),
 ]
 WEIGHTS = ["own", "trial"]
 FILTERS = [None, "n_rows > 9", "n_rows < 20"]
@@ -65,7 +66,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "batch_size": draw(st.integers(4, 9)),
         "seed": draw(st.integers(0, 3)),
     }
-    if isinstance(request["balance"], Balance):
+    if isinstance(request["balance"], Balance) and request["balance"].by == "quota":
         request["where"] = None  # quotas of trials that are filtered out are refused
     by = draw(st.sampled_from([None, None, "proportional", "round_robin", (2.0, 1.0)]))
     return {"request": request, "by": by, "stop": draw(st.sampled_from(["first", "cycle"]))}

@@ -49,7 +49,7 @@ def quotas_of(store, balance, n_windows=WINDOWS, trials=None):
 
 def weights_of(store, weights, quotas=WINDOWS, trials=None):
     trials = np.arange(len(quotas)) if trials is None else ints(trials)
-    found = loss_weights(store, weights, trials, ints(quotas), ints(quotas))
+    found = loss_weights(store, weights, trials, ints(quotas))
     assert found.dtype == np.float32
     return found.tolist()
 

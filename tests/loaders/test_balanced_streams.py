@@ -13,6 +13,7 @@ from knownstores import Known, known_store
 from torch.utils.data import DataLoader
 
 from loaders import Balance, LaneBatches, LossWeights, TrialStream, WindowBatches
+from loaders.balance import GROUPED
 from shards import InvalidSpecError
 from shards.errors import ResumeError
 from shards.manifest import TargetSchema
@@ -25,6 +26,12 @@ BALANCES = [
     Balance("quota", "quota"), Balance("quota", quotas=np.array(QUOTAS)),
 ]  # fmt: skip
 WEIGHTS = [LossWeights(), LossWeights("trial"), LossWeights("class"), LossWeights("column", "w")]
+
+
+def groups_of(balance):
+    """Return `(group, its trials)` of those that a balance draws alike."""
+    key = LABELS if balance.by == "class" else [i % 3 if i < 7 else None for i in range(8)]
+    return [(group, [i for i in range(8) if key[i] == group]) for group in dict.fromkeys(key)]
 
 
 def name(option):
@@ -77,37 +84,36 @@ def test_an_epoch_delivers_the_quotas_to_the_last_draw(store, balance, shuffle):
     n_windows = drawn(list(stream_of(store)))
     assert min(n_windows) == n_windows[1] == 0
     stream = stream_of(store, balance=balance, shuffle=shuffle)
-    epochs = [list(stream) for _ in range(3)]
-    assert drawn(epochs[0]) == drawn(epochs[1]) == drawn(epochs[2])
-    got = drawn(epochs[0])
-    assert sum(got) == (sum(QUOTAS) if balance.by == "quota" else sum(n_windows))
-    if balance.by in ("class", "attribute"):
-        key = LABELS if balance.by == "class" else [i % 3 if i < 7 else None for i in range(8)]
-        of_group = Counter()
-        for group, draws in zip(key, got, strict=True):
-            of_group[group] += draws
+    epochs = [drawn(list(stream)) for _ in range(3)]
+    for got in epochs:
+        assert sum(got) == (sum(QUOTAS) if balance.by == "quota" else sum(n_windows))
+        if balance.by not in GROUPED:
+            want = wanted(balance, n_windows)
+            assert all(abs(g - w) < 1 for g, w in zip(got, want, strict=True))
+            continue
+        of_group = {group: sum(got[i] for i in mine) for group, mine in groups_of(balance)}
         assert max(of_group.values()) - min(of_group.values()) <= 1
-        for group, draws in of_group.items():
-            mine = [i for i in range(8) if key[i] == group]
-            windows = sum(n_windows[i] for i in mine)
-            assert all(abs(got[i] - n_windows[i] * draws / windows) < 1 for i in mine)
-    else:
-        want = wanted(balance, n_windows)
-        assert all(abs(g - w) < 1 for g, w in zip(got, want, strict=True))
+        for group, mine in groups_of(balance):
+            share = of_group[group] / sum(n_windows[i] for i in mine)
+            # In turn an epoch gives a trial some windows more or less than its share.
+            near = 3 if shuffle == "global" else 1
+            assert all(abs(got[i] - n_windows[i] * share) < near for i in mine)
+    if balance.by not in GROUPED or shuffle != "global":
+        assert epochs[0] == epochs[1] == epochs[2]
 
 
 @pytest.mark.parametrize("shuffle", ["global", "none", "blocks"])
 @pytest.mark.parametrize("balance", BALANCES[1:], ids=name)
-def test_no_window_comes_again_before_the_others_of_its_trial(store, balance, shuffle):
-    windows = [set() for _ in LABELS]
-    for trial, start in rows_of(list(stream_of(store))):
-        windows[trial].add(start)
+def test_no_window_comes_again_before_the_others_of_its_trial_or_group(store, balance, shuffle):
+    windows = set(rows_of(list(stream_of(store))))
+    grouped = balance.by in GROUPED and shuffle == "global"
+    parts = [mine for _, mine in groups_of(balance)] if grouped else [[i] for i in range(8)]
     stream = stream_of(store, balance=balance, shuffle=shuffle)
     seen = Counter()
     for _ in range(4):
         seen.update(rows_of(list(stream)))
-        for trial, starts in enumerate(windows):
-            often = [seen[trial, start] for start in starts]
+        for mine in parts:
+            often = [seen[window] for window in windows if window[0] in mine]
             assert not often or max(often) - min(often) <= 1
 
 
@@ -140,14 +146,24 @@ def test_global_weight_is_the_sum_over_all_ranks(store, batches, weights, world_
         assert [part.global_weight for part in parts] == [want] * world_size
 
 
-def counted(stream):
-    """Return the sum of weights of each trial over an epoch."""
+def counted(stream, n_epochs=1):
+    """Return the sum of weights of each trial over some epochs."""
     sums = Counter()
-    for batch in stream:
-        for trial, weight in zip(batch.trial.tolist(), batch.weights.tolist(), strict=True):
-            sums[trial] += weight
+    for _ in range(n_epochs):
+        for batch in stream:
+            for trial, weight in zip(batch.trial.tolist(), batch.weights.tolist(), strict=True):
+                sums[trial] += weight
     assert sums[-1] == 0
     return np.array([sums[i] for i in range(8)])
+
+
+def many_epochs(balance, batches):
+    """Return epochs over which the mean draws of each trial are met, and how nearly."""
+    if balance.by not in GROUPED:
+        return 1, 1e-5
+    if isinstance(batches, WindowBatches):
+        return 40, 0.04  # of 87 windows 55 are drawn per epoch: too many for all to come alike
+    return 30, 1e-5  # 3 of 5 trials, 3 of 2, 2 of 3, 3 of 3 or 2 of 1
 
 
 SHAPES = [WindowBatches(stride=1), "trials", LaneBatches(8), LaneBatches(8, 3)]
@@ -156,12 +172,13 @@ SHAPES = [WindowBatches(stride=1), "trials", LaneBatches(8), LaneBatches(8, 3)]
 @pytest.mark.parametrize("balance", BALANCES, ids=name)
 @pytest.mark.parametrize("batches", SHAPES, ids=str)
 def test_series_weighed_alike_count_alike_whatever_is_drawn(store, batches, balance):
-    plain = counted(stream_of(store, batches=batches, balance=balance))
-    sums = counted(stream_of(store, batches=batches, balance=balance, weights="trial"))
+    n_epochs, near = many_epochs(balance, batches)
+    plain = counted(stream_of(store, batches=batches, balance=balance), n_epochs)
+    sums = counted(stream_of(store, batches=batches, balance=balance, weights="trial"), n_epochs)
     own = store.index.weight
-    assert np.isclose(sums.sum(), plain.sum(), rtol=1e-5)
+    assert np.isclose(sums.sum(), plain.sum(), rtol=near)
     there = plain > 0
-    assert np.allclose(sums[there] / own[there], (sums[there] / own[there])[0], rtol=1e-5)
+    assert np.allclose(sums[there] / own[there], (sums[there] / own[there])[0], rtol=near)
     assert not sums[~there].any()
 
 
@@ -175,10 +192,11 @@ def test_classes_weighed_alike_count_alike_whatever_is_drawn(tmp_path, batches, 
         for i, label in enumerate(LABELS)
     ]  # fmt: skip
     store = known_store(tmp_path, rows, target=CLASSES)
-    plain = counted(stream_of(store, batches=batches, balance=balance))
-    sums = counted(stream_of(store, batches=batches, balance=balance, weights="class"))
+    n_epochs, near = many_epochs(balance, batches)
+    plain = counted(stream_of(store, batches=batches, balance=balance), n_epochs)
+    sums = counted(stream_of(store, batches=batches, balance=balance, weights="class"), n_epochs)
     of_class = [sums[np.array(LABELS) == c].sum() for c in range(3)]
-    assert np.allclose(of_class, plain.sum() / 3, rtol=1e-5)
+    assert np.allclose(of_class, plain.sum() / 3, rtol=near)
 
 
 def test_weights_of_a_column_are_delivered(store):

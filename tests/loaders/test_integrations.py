@@ -6,9 +6,6 @@ Two real processes run once, in integration_ranks.py; the tests look at what cam
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from itertools import islice
 
 import pytest
 import torch
@@ -26,8 +23,7 @@ from integration_ranks import (
 from stores import make_store
 from torch.utils.data import DataLoader
 
-from loaders import mix
-from loaders.integrations import StreamLoader, prepare_stream, stateful_loader, stream_module
+from loaders.integrations import StreamLoader, prepare_stream, stream_module
 from shards import InvalidSpecError
 from shards.errors import ResumeError
 
@@ -106,143 +102,16 @@ def test_without_the_guard_accelerate_would_lose_windows(ranks, want):
     assert len(delivered) < len({tuple(row) for _, _, rows in want for row in rows})
 
 
-# Other wrappers
-
-
-def torch_rows(stream):
-    for batch in stream:
-        yield {"trial": batch.trial.numpy(), "start": batch.start.numpy()}
-
-
-def hugging_face(stream, n_nodes=1):
-    from datasets import IterableDataset
-    from datasets.distributed import split_dataset_by_node
-
-    whole = IterableDataset.from_generator(torch_rows, gen_kwargs={"stream": stream})
-    return whole if n_nodes == 1 else split_dataset_by_node(whole, rank=0, world_size=n_nodes)
-
-
-def test_a_hugging_face_data_set_is_refused_where_it_would_lose_batches(folder):
-    assert len(list(hugging_face(open_stream(folder)))) == len(open_stream(folder))
-    with pytest.raises(InvalidSpecError, match="every 2th of this rank's batches"):
-        list(hugging_face(open_stream(folder), n_nodes=2))
-    loader = DataLoader(hugging_face(open_stream(folder)), batch_size=None, num_workers=2)
-    with pytest.raises(InvalidSpecError, match="one shard runs in one DataLoader worker"):
-        list(loader)
-
-
-def test_a_sharding_filter_is_refused(folder):
-    from torch.utils.data.datapipes.iter import IterableWrapper
-
-    pipe = IterableWrapper(open_stream(folder), deepcopy=False).sharding_filter()
-    assert len(list(pipe)) == len(open_stream(folder))
-    pipe.apply_sharding(2, 0)
-    with pytest.raises(InvalidSpecError, match="sharding_filter"):
-        list(pipe)
-
-
-# torchdata
-
-
-def torchdata_state(loader):
-    next(iter(loader))
-    return loader.state_dict()
-
-
-def test_torchdata_alone_is_refused_and_ours_resumes_with_any_workers(folder, want):
-    from torchdata.stateful_dataloader import StatefulDataLoader
-
-    for n_workers in (0, 1):
-        loader = StatefulDataLoader(open_stream(folder), batch_size=None, num_workers=n_workers)
-        with pytest.raises(InvalidSpecError, match=r"stateful_loader\(stream"):
-            torchdata_state(loader)
-    loader = stateful_loader(open_stream(folder), num_workers=2)
-    assert isinstance(loader, StatefulDataLoader)
-    assert len(loader) == len(want) // 2
-    assert loader.state_dict() == open_stream(folder).state_dict()
-    assert steps_of(islice(loader, STOP)) == want[:STOP]
-    for n_workers in (0, 1):
-        other = stateful_loader(open_stream(folder), num_workers=n_workers)
-        other.load_state_dict(loader.state_dict())
-        assert steps_of([*other, *other]) == want[STOP:]
-        assert other.state_dict()["epoch"] == 2
-
-
-def test_a_package_that_is_not_there_is_named(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchdata.stateful_dataloader", None)
-    with pytest.raises(InvalidSpecError, match="pip install torchdata"):
-        stateful_loader(open_stream(folder))
-
-
-def test_none_of_them_is_loaded_before_it_is_asked_for():
-    code = (
-        "import sys, loaders, loaders.integrations; "
-        "print({'accelerate', 'pytorch_lightning', 'lightning', 'torchdata', 'datasets'}"
-        " & sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-# StreamLoader
-
-
-@pytest.mark.parametrize("n_workers", [0, 2])
-@pytest.mark.parametrize("loop", ["epoch", "endless"])
-def test_a_loader_goes_on_after_its_last_batch_not_that_of_its_workers(
-    folder, want, n_workers, loop
-):
-    loader = StreamLoader(open_stream(folder), num_workers=n_workers, loop=loop)
-    assert steps_of(islice(loader, STOP)) == want[:STOP]
-    other = StreamLoader(open_stream(folder))
-    other.load_state_dict(loader.state_dict())
-    assert steps_of([*other, *other]) == want[STOP:]
-
-
-def test_an_endless_loader_goes_on_and_one_of_the_same_starts_again(folder, want):
-    endless = StreamLoader(open_stream(folder), loop="endless")
-    got = [step for _ in range(4) for step in steps_of(islice(endless, 4))]
-    assert got == want
-    same = StreamLoader(open_stream(folder), loop="same")
-    n_steps = len(same)
-    for n_asked in (n_steps, 2, n_steps):
-        assert steps_of(islice(same, n_asked)) == want[:n_asked]
-    same.set_epoch(1)
-    assert steps_of(same) == steps_of(same) == want[n_steps:]
-
-
-def test_a_mixture_is_loaded_alike(folder):
-    def mixed():
-        return mix([open_stream(folder), open_stream(folder, seed=8)])
-
-    stream = mixed()
-    want = steps_of([*stream, *stream])
-    loader = StreamLoader(mixed())
-    first = steps_of(islice(loader, STOP))
-    other = StreamLoader(mixed(), num_workers=1)
-    other.load_state_dict(loader.state_dict())
-    assert first + steps_of([*other, *other]) == want
-
-
-def test_batches_come_on_the_device(folder):
-    batch = next(iter(StreamLoader(open_stream(folder), device="meta")))
-    assert batch.values.device.type == batch.trial.device.type == "meta"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"loop": "forever"}, "loop is 'forever'; wanted one of epoch"),
-        ({"batch_size": 4}, "batch_size: a stream yields whole batches"),
-        ({"drop_last": True, "shuffle": True}, "drop_last, shuffle: a stream"),
-    ],
-)
-def test_what_a_loader_cannot_do_is_said(folder, options, message):
-    with pytest.raises(InvalidSpecError, match=message):
-        StreamLoader(open_stream(folder), **options)
-
-
 # One process
+
+
+def test_processes_that_accelerate_does_not_know_are_seen(folder, monkeypatch):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InvalidSpecError, match=r"2 processes were started.*knows 1"):
+        prepare_stream(accelerator, open_stream(folder))
 
 
 def test_accelerate_takes_a_step_at_the_end_of_each_epoch(folder):
@@ -303,8 +172,9 @@ def test_lightning_without_the_module_says_what_it_would_repeat(folder):
     """Nothing says to the stream in a DataLoader that an epoch is over, or was before."""
     at = folder / "alone"
     at.mkdir()
-    with pytest.raises(ResumeError, match=r"set_epoch\(1\)"):
-        fit(at, DataLoader(open_stream(folder), batch_size=None), max_epochs=2)
+    for make in (lambda stream: DataLoader(stream, batch_size=None), StreamLoader):
+        with pytest.raises(ResumeError, match=r"beyond epoch 0.*stream_module\(stream\)"):
+            fit(at, make(open_stream(folder)), max_epochs=2)
     _, saved = checkpoints(at, max_epochs=1)
     loaders = (
         DataLoader(open_stream(folder), batch_size=None),

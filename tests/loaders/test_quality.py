@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loaders import quality
 from loaders.blocks import BlockPlan
+from loaders.groups import GroupPlan
 from loaders.order import EpochPlan, largest_remainder
 from loaders.quality import expected_distinct, rank_correlation, shuffle_quality
 
@@ -51,6 +52,29 @@ def test_the_expectation_is_the_hypergeometric_one(quotas, data):
     size = data.draw(st.integers(1, sum(quotas)))
     got = expected_distinct(np.array(quotas), size)
     assert got == pytest.approx(exact_expectation(quotas, size), rel=1e-9)
+
+
+@given(quotas=counts, data=st.data())
+def test_of_mean_draws_it_is_the_mean_of_epochs_with_one_more_or_less(quotas, data):
+    more = data.draw(st.lists(st.sampled_from([0, 0.25, 0.5]), min_size=1, max_size=len(quotas)))
+    means = np.array(quotas, float)
+    means[: len(more)] += more
+    means = np.append(means, 1 + math.ceil(sum(more)) - sum(more))  # their sum is whole
+    size = data.draw(st.integers(1, sum(quotas)))
+    n, want = int(means.sum()), 0.0
+    for mean in means:
+        low = int(mean)
+        for q, share in ((low, 1 - mean + low), (low + 1, mean - low)):
+            want += share * (1 - math.comb(n - q, size) / math.comb(n, size) if share else 0)
+    assert expected_distinct(means, size) == pytest.approx(want, rel=1e-9)
+
+
+def test_an_order_by_group_is_as_good_as_random():
+    n_windows, groups = np.full(400, 50), (np.arange(400) % 8 == 0).astype(np.int64)
+    plan = GroupPlan(n_windows, groups, np.array([10_000, 10_000]), 3)
+    got = shuffle_quality(plan, 256, 1, np.arange(400))
+    assert abs(got.distinct_share - 1) < 0.02
+    assert abs(got.rank_correlation) < 0.05
 
 
 @given(
