@@ -235,4 +235,5 @@ class _Places:
 @lru_cache(maxsize=64)
 def _steps(length: int, device: torch.device) -> Tensor:
     """Return 0, 1, ... on a device; nobody writes to it."""
-    return torch.arange(length, device=device)
+    with torch.inference_mode(False):  # others than who asks first use it as well
+        return torch.arange(length, device=device)

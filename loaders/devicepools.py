@@ -211,7 +211,8 @@ class _Slots:
         self._holds: list[tuple[int, int] | None] = [None] * n_slots
         self._arriving = [None] * n_slots
         self._used: list[Any] = [None] * n_slots
-        self.rows = DeviceRows(self._source.kinds, n_slots * self.capacity, self._device)
+        with torch.inference_mode(False):  # the loader's thread, which is in none, writes to them
+            self.rows = DeviceRows(self._source.kinds, n_slots * self.capacity, self._device)
         for rows in self.rows.arrays.values():
             self._side.keep(rows)
         if self._device.type == "cuda":  # the memory may be somebody's who is not through

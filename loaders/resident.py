@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from loaders.blocks import BlockPlan
 from loaders.choices import WindowBatches
 from loaders.device import ROWS_LIE_ON, free_bytes, locked_memory
@@ -49,11 +51,13 @@ def open_gather(
     if device is None:
         return RowGather(store, selection)
     where = choose_place(store, selection, options)
-    if where == "device":
-        rows, first = place_all(RowSource(store, selection), device)
-        return DeviceGather(store, selection, device, rows, first)
-    if where == "pools":
-        return PooledGather(store, selection, device, options.batch_size)
+    # Rows outlive the inference mode that the first batch may be asked for in.
+    with torch.inference_mode(False):
+        if where == "device":
+            rows, first = place_all(RowSource(store, selection), device)
+            return DeviceGather(store, selection, device, rows, first)
+        if where == "pools":
+            return PooledGather(store, selection, device, options.batch_size)
     if device.type == "cuda":
         return RowGather(store, selection, locked_memory)
     return RowGather(store, selection)

@@ -336,6 +336,21 @@ def test_a_pickle_leaves_the_rows_behind(tmp_path):
     assert_same_epochs(again, want, n_epochs=1)
 
 
+@pytest.mark.parametrize("resident", [True, "blocks"])
+def test_a_first_batch_in_inference_mode_spoils_nothing(tmp_path, resident):
+    store = make_store(tmp_path, [40] * 12, missing=True)
+    blocks = BlockShuffle(500, 1000)
+    got, want = make_pair(store, resident=resident, shuffle=blocks, batch_size=8)
+    with torch.inference_mode():
+        for batch in got:
+            assert batch.values.is_inference()
+    got.set_epoch(0)
+    for mine, other in zip(got, want, strict=True):
+        assert not mine.values.is_inference()
+        assert_same(mine, other)
+        mine.values.requires_grad_().square().sum().backward()
+
+
 def test_units_are_told_on_any_device(tmp_path):
     store = make_store(tmp_path, LENGTHS, scale=(3.0, 7.0))
     there, here = make_pair(store, batch_size=4)
@@ -345,13 +360,14 @@ def test_units_are_told_on_any_device(tmp_path):
         assert got.nan_to_num().equal(here.to_physical(other.targets, other).nan_to_num())
 
 
-def test_a_batch_shares_nothing_with_the_rows_or_another_batch(tmp_path):
+@pytest.mark.parametrize("batches", ["windows", "trials", LaneBatches(5, 2)])
+def test_a_batch_shares_nothing_with_the_rows_or_another_batch(tmp_path, batches):
     store = make_store(tmp_path, LENGTHS, missing=True, target=PER_STEP)
-    stream, want = make_pair(store, batch_size=4, shuffle="none")
+    stream, want = make_pair(store, batch_size=4, shuffle="none", batches=batches)
     others: list[Batch] = list(want)
     for got in stream:
         for tensor in tensors(got).values():
             tensor.fill_(1)
-    for got, other in zip(stream.reader(0).read(0).__dict__, vars(others[0]), strict=True):
-        assert got == other
-    assert_same(stream.reader(0).read(1), others[1])
+    stream.set_epoch(0)
+    for got, other in zip(stream, others, strict=True):
+        assert_same(got, other)
