@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class MixedStream(EpochStream):
             devices = [str(stream.device) for stream in self.streams]
             raise InvalidSpecError(f"devices of the streams are {devices}; wanted the same of all.")
         self._by, self._stop = by, stop
+        # First steps of epochs, as far as asked for, of streams whose epochs differ in steps.
+        self._ends: list[list[int]] = [[0] for _ in self.streams]
         self._fixed = None if by == "proportional" else self._share(by)
 
     @property
@@ -106,7 +109,7 @@ class MixedStream(EpochStream):
         source, done = turn(step, self.quotas(epoch))
         if self._fixed is None:
             return source, epoch, done
-        return source, *_walk(self.streams[source], epoch * self._fixed[source] + done)
+        return source, *self._walk(source, epoch * self._fixed[source] + done)
 
     def reader(self, epoch: int, ranks: tuple[int, int] | None = None) -> EpochReader:
         """Return what reads any step of an epoch.
@@ -132,6 +135,20 @@ class MixedStream(EpochStream):
     def __getstate__(self) -> dict[str, Any]:
         """Return what to send, with what only this process knows of ranks."""
         return {**vars(self), "_parent_rank": self._found_rank()}
+
+    def _walk(self, source: int, step: int) -> tuple[int, int]:
+        """Return the epoch and step of the `step`-th step of a stream since its first epoch."""
+        stream = self.streams[source]
+        if not stream.varies:
+            return divmod(step, stream.n_steps(0))
+        ends = self._ends[source]
+        if ends[-1] <= step:
+            ends = list(ends)  # another thread may be at it too
+            while ends[-1] <= step:
+                ends.append(ends[-1] + stream.n_steps(len(ends) - 1))
+            self._ends[source] = ends
+        epoch = bisect_right(ends, step) - 1
+        return epoch, step - ends[epoch]
 
     def _share(self, by: str | Sequence[float]) -> list[int]:
         shares = [1.0] * len(self.streams) if isinstance(by, str) else list(by)
@@ -180,13 +197,3 @@ class _MixedReader:
         batch = reader.read(own_step)
         batch.source, batch.epoch, batch.step = source, self._epoch, step
         return batch
-
-
-def _walk(stream: TrialStream, step: int) -> tuple[int, int]:
-    """Return the epoch and step of the `step`-th step of a stream since its first epoch."""
-    if not stream.varies:
-        return divmod(step, stream.n_steps(0))
-    epoch = 0
-    while step >= (n_steps := stream.n_steps(epoch)):
-        step, epoch = step - n_steps, epoch + 1
-    return epoch, step

@@ -183,7 +183,14 @@ class Selection:
         """How often each trial counts in the loss per draw: once, but in lanes by the step."""
         batches = self._options.batches
         if isinstance(batches, LaneBatches):
-            return np.maximum(0, self._taken[1] - batches.burn_in)
+            counted: Int64 = np.maximum(0, self._taken[1] - batches.burn_in)
+            if not counted.any():
+                raise InvalidSpecError(
+                    f"burn_in is {batches.burn_in}, and the longest trial has "
+                    f"{int(self._taken[1].max())} rows: no step would count in the loss. Wanted "
+                    "fewer steps."
+                )
+            return counted
         return np.ones(len(self.trials), np.int64)
 
     def _slack(self, trial: Int64, start: Int64) -> Int64:

@@ -9,7 +9,8 @@ from shards.errors import ResumeError
 
 _REMEDY = {
     "fingerprint": "the split holds other data; open the version it was saved with, or start anew",
-    "plan": "batch_size, windows, shuffle or balance changed; use the saved ones, or start anew",
+    "plan": "batch_size, windows, shuffle or balance changed, or batches, weights, target or what "
+    "is mixed; use the saved ones, or start anew",
     "seed": "use the saved seed, or start anew",
 }
 _CHOSEN = (

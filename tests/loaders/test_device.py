@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from batches import LENGTHS, PER_STEP, assert_same, tensors
@@ -16,7 +15,6 @@ from streams import ask, digest, join, requests, stores
 from test_inverse import MIXED, TARGET
 from test_shapes import CLASSES, Case, cases, store_of
 
-import loaders.devicerows
 from loaders import (
     Batch,
     BlockShuffle,
@@ -27,8 +25,6 @@ from loaders import (
     mix,
 )
 from loaders.devicegather import DeviceGather
-from loaders.devicepools import PooledGather
-from loaders.devicerows import RowSource, Staging
 from loaders.gather import RowGather
 from loaders.resident import choose_place
 from shards import InvalidSpecError, WindowSpec
@@ -126,119 +122,6 @@ def test_padding_rows_of_trials_that_lie_elsewhere_do_not_show(tmp_path, target,
     assert_same_epochs(*make_pair(store, resident=resident, batch_size=64, shuffle=BLOCKS))
 
 
-@settings(max_examples=40)
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-    n_shards=st.integers(1, 3),
-    block_rows=st.integers(1, 60),
-    pool_blocks=st.integers(1, 4),
-    batch_size=st.integers(1, 70),
-    balance=st.sampled_from(["window", "sqrt"]),
-)
-def test_pools_of_any_size_deliver_the_same(
-    tmp_path_factory, lengths, n_shards, block_rows, pool_blocks, batch_size, balance
-):
-    """Down to pools of a few windows, of which a step reads many, and one pool for all."""
-    store = make_store(tmp_path_factory.mktemp("s"), lengths, n_shards=n_shards)
-    blocks = BlockShuffle(block_rows * 12, pool_blocks * block_rows * 12)
-    try:
-        got, want = make_pair(
-            store, resident="blocks", shuffle=blocks, batch_size=batch_size, balance=balance
-        )
-    except InvalidSpecError:
-        return
-    assert_same_epochs(got, want)
-    assert isinstance(got._gather, PooledGather)
-
-
-def test_pools_serve_steps_in_any_order_and_two_epochs_at_a_time(tmp_path):
-    store = make_store(tmp_path, [40] * 12, n_shards=3)
-    got, want = make_pair(store, resident="blocks", shuffle=BlockShuffle(500, 1000), batch_size=8)
-    readers = [[stream.reader(epoch) for epoch in (0, 3)] for stream in (got, want)]
-    n_steps = readers[0][0].n_steps
-    for step in np.random.default_rng(0).permutation(n_steps).tolist():
-        for mine, other in zip(*readers, strict=True):
-            assert_same(mine.read(step), other.read(step))
-
-
-def test_while_a_pool_is_read_the_next_one_is_loaded(tmp_path):
-    store = make_store(tmp_path, [40] * 12)
-    stream, _ = make_pair(store, resident="blocks", shuffle=BlockShuffle(500, 1000), batch_size=2)
-    reader = stream.reader(0)
-    reader.read(0)
-    slots = stream._gather._slots
-    assert slots._holds == [(0, 0), (0, 1)]
-    assert slots.rows.arrays["values"].numel() * 4 < 12 * 40 * 12  # less than all rows
-    slots._arriving[1].result()
-    loads = []
-    slots._upload = lambda *arguments: loads.append(arguments)
-    step = next(s for s in range(reader.n_steps) if stream._selection.plan.pool_of(0, 2 * s) == 1)
-    reader.read(step)  # pool 1 is there; pool 2 takes the place of pool 0
-    assert slots._holds == [(0, 2), (0, 1)]
-    slots._arriving[0].result()
-    assert len(loads) == 1
-
-
-def test_a_pool_that_cannot_be_read_is_tried_again(tmp_path):
-    store = make_store(tmp_path, [40] * 12)
-    got, want = make_pair(store, resident="blocks", shuffle=BlockShuffle(500, 1000), batch_size=8)
-    reader = got.reader(0)
-    slots = got._gather._slots
-    upload, slots._upload = slots._upload, lambda *_: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        reader.read(0)
-    slots._upload = upload
-    for step in range(reader.n_steps):
-        assert_same(reader.read(step), want.reader(0).read(step))
-
-
-# --- rows -----------------------------------------------------------------------------------------
-
-
-@given(
-    parts=st.lists(st.binary(max_size=40), max_size=9),
-    size=st.integers(1, 50),
-)
-def test_staging_joins_parts_of_any_size(parts, size):
-    whole = b"".join(parts)
-    out = torch.zeros(len(whole), dtype=torch.uint8)
-    staging = Staging(torch.device("cpu"), size)
-    for _ in range(2):
-        out.zero_()
-        staging.send((np.frombuffer(part, np.uint8) for part in parts), out)
-        assert out.numpy().tobytes() == whole
-
-
-def test_neighbours_are_copied_in_one_piece(tmp_path):
-    store = make_store(tmp_path, [5, 9, 4, 6, 7, 1], n_shards=2)
-    stream = TrialStream(store, trials=["t0000", "t0001", "t0002", "t0003", "t0004"])
-    source = RowSource(store, stream._selection)
-    sizes = [len(run) // 12 for run in source.runs("values", source.storage)]
-    # One shard holds trials 0, 2, 4, the other one 1, 3, 5, of which 5 is not read.
-    assert sorted(sizes) == [9 + 6, 5 + 4 + 7]
-    assert list(source.runs("values", source.storage[:0])) == []
-
-
-def test_trials_that_are_never_drawn_take_no_room(tmp_path):
-    store = make_store(tmp_path, [50, 3, 60, 8], windows=WindowSpec(8, 4, steps=1, short="drop"))
-    stream, want = make_pair(store, trials=["t0001", "t0002"], batch_size=5)
-    assert_same_epochs(stream, want)
-    assert stream._gather._rows["values"].shape == (60, 3)
-
-
-def test_rows_are_uploaded_once(tmp_path, monkeypatch):
-    store = make_store(tmp_path, LENGTHS, n_shards=3, missing=True)
-    sent = []
-    send = Staging.send
-    monkeypatch.setattr(
-        Staging, "send", lambda *given: sent.append(given[2].numel()) or send(*given)
-    )
-    monkeypatch.setattr(loaders.devicerows, "STAGING_BYTES", 100)
-    stream, want = make_pair(store, batch_size=5)
-    assert_same_epochs(stream, want, n_epochs=3)
-    assert sorted(sent) == [sum(LENGTHS) * 1, sum(LENGTHS) * 12]  # observed, values
-
-
 # --- where batches are made -----------------------------------------------------------------------
 
 
@@ -270,10 +153,11 @@ def test_the_free_memory_decides(tmp_path, monkeypatch):
     assert place_of(windows, "auto", 10 * size, monkeypatch) == "host"
 
 
-def test_a_cpu_is_no_device_to_copy_to_by_itself(tmp_path):
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_a_cpu_keeps_no_rows_unless_it_is_told_to(tmp_path, ahead):
     store = make_store(tmp_path, LENGTHS)
-    stream = TrialStream(store, device="cpu")
-    assert_same(next(iter(stream)), next(iter(TrialStream(store))))
+    stream = TrialStream(store, device="cpu", batch_size=4, ahead=ahead)
+    assert_same_epochs(stream, TrialStream(store, batch_size=4))
     assert isinstance(stream._gather, RowGather)
 
 

@@ -71,7 +71,7 @@ def test_a_loop_with_workers_that_ends_leaves_no_name_and_no_process(names, stor
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc and /dev/shm")
 def test_a_name_that_stays_would_be_seen(names, store, monkeypatch):
     """The test above can fail: a name that comes meanwhile and stays is reported."""
-    monkeypatch.setattr(names, "PATIENCE_S", 20)
+    monkeypatch.setattr(names, "SETTLE_S", 0.5)
     left = Path("/dev/shm") / f"left-{os.getpid()}"
     real = names.names
     taken = []

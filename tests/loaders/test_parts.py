@@ -109,6 +109,10 @@ def test_lanes(
     usable = {i for i, n in enumerate(lengths) if n > windows.ahead}
     if not usable:
         return
+    if burn_in >= max(lengths[i] for i in usable):
+        with pytest.raises(InvalidSpecError, match="no step would count in the loss"):
+            TrialStream(store, batches=batches)
+        return
     stream = TrialStream(
         store, batches=batches, batch_size=batch_size, shuffle=shuffle, balance=balance
     )
