@@ -1,272 +1,212 @@
-"""Windows per second of TrialStream, beside a tutorial Dataset and beside plain copies.
+"""Windows per second of TrialStream, of its peers at their best, and of plain copies.
 
-python bench/read.py [--quick] writes bench/results/read.json and prints a table. All methods take
-turns in one process, so a noisy neighbour hits them alike; ratios are medians over the rounds.
-Every delivered batch is touched at one element per 4 KiB. Everything is in the page cache.
+python bench/read.py [--quick] [--no-peers] writes bench/results/read.json and prints a table. Each
+method has a process of its own, peers in their own environment (bench/scratch/peers-venv, made
+here). They take turns, all others stopped, so a noisy neighbour hits them alike; ratios are medians
+over the rounds. Every delivered batch is touched at one element per 4 KiB. Everything is in the
+page cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
-import shutil
-import time
-import warnings
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch.utils.data import DataLoader, Dataset
-
-from loaders import TrialStream
-from shards import Store, TrialShardsError, WindowSpec
-from shards.identity import trial_digest
-from shards.manifest import Channel, TargetSchema
-from shards.version import QUARANTINE_SCHEMA, VersionDraft, publish_version
-from shards.writer import write_shard
+from read_peers import Environment, start_peers
+from read_store import make_store
+from read_turns import Child, close_all, take_turns
+from read_work import BATCH, CHANNELS, LENGTH, STRIDE, Work, make_work
 
 HERE = Path(__file__).parent
-BATCH, LENGTH, STRIDE, CHANNELS = 256, 128, 16, 16
 N_SHARDS = (1, 100, 1000)
-WINDOWS = WindowSpec(length=LENGTH, stride=STRIDE, horizon=1, steps=1)
+GOALS = {"torch": 3.5, "compiled": 5.0}
+"""Times the fastest peer, with PyTorch alone and with the compiled copies of the extra `fast`."""
+GOAL_REST, GOAL_COPY = 10.0, 0.9
+
+Rates = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much work a run does."""
+    """How much work a run does.
+
+    Attributes:
+        n_trials: Trials.
+        rounds: Turns of each method that count.
+        turn_s: How long a turn takes, about.
+        warm_s: The most a method reads before it counts.
+    """
 
     name: str
     n_trials: int
     rounds: int
-    n_batches: int
+    turn_s: float
+    warm_s: float
 
 
-FULL = Size("full", 2000, 15, 200)
-QUICK = Size("quick", 1000, 5, 60)
+FULL = Size("full", 2000, 15, 0.4, 30)
+QUICK = Size("quick", 1000, 5, 0.1, 10)
 
 
-def make_trials(n_trials: int) -> list[np.ndarray[Any, Any]]:
-    """Return trials of 500 to 4,000 steps, float32."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(500, 4001, n_trials)
-    return [rng.standard_normal((n, CHANNELS), dtype=np.float32) for n in lengths]
+def start_ours(children: dict[str, Child], work: Work, size: Size, n_shards: Sequence[int]) -> None:
+    """Add the streams, with and without compiled copies, and the plain copies to the children."""
+    folder = work.folder
+    stores = {n: str(make_store(folder / f"store-{n}", work, n)) for n in n_shards}
+    warm = {"warm_s": size.warm_s}
+    paths = {"torch": "0"}
+    if importlib.util.find_spec("llvmlite"):
+        paths["compiled"] = "1"
+    for path, fast in paths.items():
+        for n, store in stores.items():
+            setting, env = {"store": store, **warm}, {"TRIALSHARDS_FAST": fast}
+            children[f"{path}_{n}"] = Child(sys.executable, "stream", folder, setting, env)
+    first = stores[n_shards[0]]
+    for name, source, order in (
+        ("block_copy", "map", "random"),
+        ("block_copy_memory", "memory", "random"),
+        ("sequential_copy", "memory", "sequential"),
+    ):
+        setting = {"source": source, "order": order, "store": first, **warm}
+        children[name] = Child(sys.executable, "copy", folder, setting)
 
 
-def make_store(path: Path, trials: list[np.ndarray[Any, Any]], n_shards: int) -> Store:
-    """Write the trials into a store, unless it is there from an earlier run."""
-    try:
-        return Store(path)
-    except TrialShardsError:  # not there, or of an earlier format
-        shutil.rmtree(path, ignore_errors=True)
-    rows, shards = [], []
-    for members in np.array_split(np.arange(len(trials)), n_shards):
-        entry = write_shard(path, {"values": np.concatenate([trials[i] for i in members])}, 1)
-        shards.append(entry)
-        start = 0
-        for i in members.tolist():
-            digest = trial_digest(f"t{i:05d}", {"values": trials[i]}, None)
-            rows.append(
-                {"id": f"t{i:05d}", "digest": digest, "n_rows": len(trials[i]),
-                 "shard": entry.digest, "row_start": start, "split": "train", "weight": 1.0}
-            )  # fmt: skip
-            start += len(trials[i])
-    table = pa.Table.from_pylist(rows)
-    table = table.append_column("label", pa.nulls(len(rows), pa.float64()))
-    draft = VersionDraft(
-        name="bench", channels=tuple(Channel(f"c{i}") for i in range(CHANNELS)),
-        target=TargetSchema("forecast", ("c0",)), windows=WINDOWS, splits=("train",),
-        observed=False, normalization={"method": "none", "scope": "none", "lookahead": []},
-        counts={"trials": len(trials), "has_missing": False}, spec={}, trials=table,
-        shards=tuple(shards), quarantine=QUARANTINE_SCHEMA.empty_table(), fit={},
-    )  # fmt: skip
-    publish_version(path, draft, after=None)
-    return Store(path)
+def ratio(ours: Sequence[float], theirs: Any) -> float:
+    """Return the median over the rounds of ratios, three digits."""
+    return round(float(np.median(np.asarray(ours) / np.asarray(theirs))), 3)
 
 
-class TutorialDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """What tutorials write: trials in memory, a list of windows, one item per window."""
-
-    def __init__(self, trials: list[np.ndarray[Any, Any]]) -> None:
-        self.trials = [torch.from_numpy(trial) for trial in trials]
-        self.windows = [
-            (i, start)
-            for i, trial in enumerate(trials)
-            for start in range(0, len(trial) - LENGTH, STRIDE)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
-        trial, start = self.windows[item]
-        end = start + LENGTH
-        return self.trials[trial][start:end], self.trials[trial][end : end + 1, :1]
-
-
-def touch(values: torch.Tensor) -> float:
-    return float(values.view(-1)[::1024].sum())
-
-
-def endless(loop: Any) -> Iterator[Any]:
-    while True:
-        yield from loop
-
-
-def stream_batches(store: Store) -> Callable[[], None]:
-    stream = TrialStream(store, batch_size=BATCH)
-    batches = endless(stream)
-
-    def read() -> None:
-        touch(next(batches).values)
-
-    return read
-
-
-def tutorial_batches(trials: list[np.ndarray[Any, Any]]) -> Callable[[], None]:
-    loader = DataLoader(TutorialDataset(trials), batch_size=BATCH, shuffle=True)
-    batches = endless(loader)
-
-    def read() -> None:
-        touch(next(batches)[0])
-
-    return read
-
-
-def overlapping(array: np.ndarray[Any, Any], width: int) -> torch.Tensor:
-    """Return `[len(array) - width + 1, width]`: what follows each element."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        whole = torch.from_numpy(array)
-    return whole.as_strided((len(array) - width + 1, width), (1, 1))
-
-
-def block_copies(
-    flat: np.ndarray[Any, Any], mapped: np.ndarray[Any, Any]
-) -> dict[str, Callable[[], None]]:
-    """Return plain copies of as many random blocks into one reused buffer.
+def summarize(rates: Rates, peers: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row per path and shard count: what it is of the peers and of the copies.
 
     Args:
-        flat: All rows in memory, in huge pages where the system has them.
-        mapped: The same rows in the map of a store's file, as the stream has to read them.
+        rates: Windows per second of each round by method; ours are `<path>_<shards>`.
+        peers: Which of them are peers.
     """
-    width = LENGTH * CHANNELS
-    out_t = torch.empty(BATCH, width)
-    out = out_t.numpy()
-    views = {name: overlapping(a, width) for name, a in (("memory", flat), ("map", mapped))}
-    rng = np.random.default_rng(1)
-    starts = rng.integers(0, len(flat) // CHANNELS - LENGTH, (500, BATCH)) * CHANNELS
-    turn = iter(endless(starts))
-    sequential = iter(endless(range(0, len(flat) - BATCH * width, BATCH * width)))
-
-    def select(name: str) -> None:
-        torch.index_select(views[name], 0, torch.from_numpy(next(turn)), out=out_t)
-        touch(out_t)
-
-    def slices() -> None:
-        for row, start in zip(out, next(turn).tolist(), strict=True):
-            row[:] = flat[start : start + width]
-        touch(out_t)
-
-    def sequence() -> None:
-        start = next(sequential)
-        np.copyto(out.reshape(-1), flat[start : start + BATCH * width])
-        touch(out_t)
-
-    return {
-        "block_select": lambda: select("memory"), "block_slices": slices,
-        "block_map": lambda: select("map"), "sequential": sequence,
-    }  # fmt: skip
-
-
-def rate(read: Callable[[], None], n_batches: int) -> float:
-    """Return windows per second."""
-    begin = time.perf_counter()
-    for _ in range(n_batches):
-        read()
-    return n_batches * BATCH / (time.perf_counter() - begin)
-
-
-def measure(methods: dict[str, Callable[[], None]], size: Size) -> dict[str, list[float]]:
-    """Let all methods take turns; the first round only warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(size.rounds + 1):
-        names = list(methods) if turn % 2 else list(reversed(methods))
-        for name in names:
-            n_batches = max(8, size.n_batches // 10) if name == "tutorial" else size.n_batches
-            got = rate(methods[name], n_batches)
-            if turn:
-                rates[name].append(got)
-    return rates
-
-
-def summarize(rates: dict[str, list[float]], n_threads: int) -> list[dict[str, Any]]:
-    """Return a row per shard count: median rate, and ratios as medians over rounds."""
-    blocks = np.maximum(rates["block_select"], rates["block_slices"])
+    medians = {name: float(np.median(rates[name])) for name in rates}
+    fastest = max(peers, key=lambda name: medians[name]) if peers else None
+    rest = [rates[name] for name in peers if name != fastest]
     rows = []
-    for n_shards in N_SHARDS:
-        ours = np.array(rates[f"stream_{n_shards}"])
-        rows.append(
-            {
-                "threads": n_threads,
-                "shards": n_shards,
-                "windows_per_s": round(float(np.median(ours))),
-                "over_tutorial": round(float(np.median(ours / rates["tutorial"])), 2),
-                "over_block_copy": round(float(np.median(ours / blocks)), 3),
-                "over_map_copy": round(float(np.median(ours / np.array(rates["block_map"]))), 3),
-                "over_sequential_copy": round(
-                    float(np.median(ours / np.array(rates["sequential"]))), 3
-                ),
-            }
-        )
+    for name, ours in rates.items():
+        path, _, n_shards = name.rpartition("_")
+        if path not in GOALS:
+            continue
+        row: dict[str, Any] = {
+            "path": path, "shards": int(n_shards), "windows_per_s": round(medians[name]),
+        }  # fmt: skip
+        if fastest is not None:
+            row["fastest_peer"] = fastest
+            row["over_fastest_peer"] = ratio(ours, rates[fastest])
+        if rest:
+            row["over_median_of_rest"] = ratio(ours, np.median(rest, axis=0))
+        for copy in ("block_copy", "block_copy_memory", "sequential_copy"):
+            row[f"over_{copy}"] = ratio(ours, rates[copy])
+        rows.append(row | {f"over_{peer}": ratio(ours, rates[peer]) for peer in peers})
     return rows
+
+
+def judge(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return figure, goal and whether it is met; of all shard counts the lowest figure counts."""
+    goals: dict[str, dict[str, Any]] = {}
+    for path in dict.fromkeys(row["path"] for row in rows):
+        for key, goal in (
+            ("over_fastest_peer", GOALS[path]),
+            ("over_median_of_rest", GOAL_REST),
+            ("over_block_copy", GOAL_COPY),
+        ):
+            figures = [row[key] for row in rows if row["path"] == path and key in row]
+            if figures:
+                least = min(figures)
+                goals[f"{path}, {key}"] = {"figure": least, "goal": goal, "met": least >= goal}
+    return goals
 
 
 def machine() -> dict[str, Any]:
     return {
-        "cores": os.cpu_count(), "python": platform.python_version(),
+        "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0],
         "torch": torch.__version__, "numpy": np.__version__, "system": platform.system(),
     }  # fmt: skip
 
 
+def run(folder: Path, size: Size, n_shards: Sequence[int], *, with_peers: bool) -> dict[str, Any]:
+    """Measure everything side by side and return the report."""
+    work = make_work(folder, size.n_trials)
+    peers: dict[str, Child] = {}
+    ours: dict[str, Child] = {}
+    tried: Mapping[str, Any] = {}
+    missing = {"peers": "left out by --no-peers"}
+    try:
+        if with_peers:
+            half = max(1, size.rounds // 2)
+            tried, missing = start_peers(peers, Environment(), folder, size.warm_s, half)
+        start_ours(ours, work, size, n_shards)
+        rates = take_turns({**ours, **peers}, size.rounds, size.turn_s)
+    finally:
+        close_all([*ours.values(), *peers.values()])
+    for name, child in ours.items():
+        if name.startswith("compiled") and not child.facts["compiled"]:
+            missing[name] = "the compiled loop was not loaded; torch copied"
+    rows = summarize(rates, list(peers))
+    return {
+        "work": {
+            "trials": size.n_trials, "mb": round(work.rows.nbytes / 1e6), "channels": CHANNELS,
+            "windows": len(work.windows), "length": LENGTH, "stride": STRIDE, "batch": BATCH,
+            "rounds": size.rounds, "turn_s": size.turn_s,
+        },
+        "machine": machine(),
+        "goals": judge(rows),
+        "ratios": rows,
+        "windows_per_s": {name: round(float(np.median(got))) for name, got in rates.items()},
+        "said": {name: child.facts for name, child in (ours | peers).items()},
+        "settings": {name: child.setting for name, child in peers.items()},
+        "tried": tried,
+        "missing": missing,
+    }  # fmt: skip
+
+
+def show(report: Mapping[str, Any]) -> None:
+    keys = (
+        "over_fastest_peer", "over_median_of_rest", "over_block_copy", "over_block_copy_memory",
+        "over_sequential_copy",
+    )  # fmt: skip
+    print(
+        "path      shards  windows/s ",
+        *(f"x {key[5:].replace('_', ' ')}" for key in keys),
+        sep="  ",
+    )
+    for row in report["ratios"]:
+        figures = (f"{row.get(key, float('nan')):{len(key) - 3}.2f}" for key in keys)
+        print(f"{row['path']:8}  {row['shards']:6}  {row['windows_per_s']:9,} ", *figures, sep="  ")
+    print("windows/s:", ", ".join(f"{k} {v:,}" for k, v in report["windows_per_s"].items()))
+    for name, why in report["missing"].items():
+        print(f"missing: {name}: {why}")
+    for name, goal in report["goals"].items():
+        print(
+            f"{name}: {goal['figure']}, goal {goal['goal']}: {'met' if goal['met'] else 'MISSED'}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smaller data set, about 10 s")
-    size = QUICK if parser.parse_args().quick else FULL
-    trials = make_trials(size.n_trials)
-    flat = np.concatenate(trials).reshape(-1)
-    stores = [make_store(HERE / "scratch" / f"read-{size.name}-{n}", trials, n) for n in N_SHARDS]
-    mapped = stores[0].map_array("values", [0]).bytes.view(np.float32)
-    methods = {"tutorial": tutorial_batches(trials), **block_copies(flat, mapped)}
-    for n_shards, store in zip(N_SHARDS, stores, strict=True):
-        methods[f"stream_{n_shards}"] = stream_batches(store)
-        for batch in TrialStream(store, shuffle="none"):  # warms the page cache and the page table
-            touch(batch.values)
-    rows, medians = [], {}
-    for n_threads in sorted({1, torch.get_num_threads()}):
-        torch.set_num_threads(n_threads)
-        rates = measure(methods, size)
-        rows += summarize(rates, n_threads)
-        medians[f"threads_{n_threads}"] = {k: round(float(np.median(v))) for k, v in rates.items()}
-    report = {
-        "work": {
-            "trials": size.n_trials, "mb": round(flat.nbytes / 1e6), "channels": CHANNELS,
-            "length": LENGTH, "stride": STRIDE, "batch": BATCH, "rounds": size.rounds,
-        },
-        "machine": machine(), "ratios": rows, "windows_per_s": medians,
-    }  # fmt: skip
-    name = "read.json" if size is FULL else "read.quick.json"
-    (HERE / "results" / name).write_text(json.dumps(report, indent=1) + "\n")
-    print("threads  shards  windows/s  x tutorial  x block copy  x block copy of map  x sequential")
-    for row in rows:
-        print("{:7}  {:6}  {:9,}  {:10}  {:12}  {:19}  {:12}".format(*row.values()))
-    for threads, rates in medians.items():
-        print(threads, "windows/s:", ", ".join(f"{k} {v:,}" for k, v in rates.items()))
+    parser.add_argument("--quick", action="store_true", help="a smaller data set, some minutes")
+    parser.add_argument("--no-peers", action="store_true", help="ours and plain copies alone")
+    given = parser.parse_args()
+    size = QUICK if given.quick else FULL
+    folder = HERE / "scratch" / f"read-{size.n_trials}"
+    report = run(folder, size, N_SHARDS, with_peers=not given.no_peers)
+    partial = given.quick or given.no_peers
+    results = HERE / "results" / ("read.quick.json" if partial else "read.json")
+    results.write_text(json.dumps(report, indent=1) + "\n")
+    show(report)
 
 
 if __name__ == "__main__":
