@@ -38,6 +38,9 @@ from shards.manifest import TargetSchema
 
 Int64 = npt.NDArray[np.int64]
 
+FEW_BYTES = 4096
+"""Of what a filter chose, up to which it is sent to workers; beyond, they ask it again."""
+
 
 class TrialStream(EpochStream):
     """Yields whole batches; hand it to `DataLoader(stream, batch_size=None)` or loop.
@@ -259,11 +262,14 @@ class TrialStream(EpochStream):
         return self._gather
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the request alone: no maps, no index; of a filter, a bit per trial."""
+        """Return the request alone: no maps, no index; of a filter, a bit per trial if few."""
         refuse_second_sharding()  # a spawned worker would not see who its parent works for
-        filtered = self.options.where is not None or self.options.trials is not None
+        chosen = None
+        if self.options.where is not None or self.options.trials is not None:
+            packed = pack_numbers(self._selection.trials)
+            chosen = packed if len(packed) <= FEW_BYTES else None
         return {
-            "chosen": pack_numbers(self._selection.trials) if filtered else None,
+            "chosen": chosen,
             "options": self.options, "store": self.store,
             "cursor": self._cursor, "parent_rank": self._found_rank(),
         }  # fmt: skip

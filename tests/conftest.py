@@ -1,6 +1,7 @@
 """Shared settings: Hypothesis profiles, and the tests' own importable code."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIALSHARDS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_fsync() -> Iterator[None]:
+    """Wait for no disk: power cuts happen on a disk of the tests' own (`crash/harness.py`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", _check_descriptor)
+        yield
+
+
+def _check_descriptor(descriptor: int) -> None:
+    """Raise what fsync does of a descriptor that is closed."""
+    os.fstat(descriptor)
