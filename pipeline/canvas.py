@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
@@ -44,7 +45,12 @@ def trace(axes: Axes, start: int, line: Float32, color: str, *, style: str = "-"
     absent = np.isnan(np.concatenate([[np.nan], drawn, [np.nan]]))
     alone = np.flatnonzero(absent[:-2] & ~absent[1:-1] & absent[2:])  # no line reaches these
     axes.plot(start + places, drawn, style, color=color, linewidth=1)
-    axes.plot(start + places[alone], drawn[alone], ".", color=color, markersize=4)
+    if len(alone):
+        axes.plot(start + places[alone], drawn[alone], ".", color=color, markersize=4)
+
+
+def number_rows(axes: Axes) -> None:
+    """Make the ticks of a panel small, and those of rows integers."""
     axes.tick_params(labelsize=7)
     axes.locator_params(axis="x", integer=True)
 
@@ -63,8 +69,9 @@ def render_png(figure: Figure, entries: list[tuple[str, str]] | None = None) -> 
         # The space: matplotlib leaves out a label that begins with an underscore.
         lines = [Line2D([], [], color=c, linewidth=3, label=f" {plain(s)}") for s, c in entries]
         figure.legend(handles=lines, ncols=fitting, **LEGEND)
-    figure.savefig(raw := io.BytesIO(), format="png")
-    picture = Image.open(raw).convert("RGB")
+    canvas: Any = FigureCanvasAgg(figure)  # which has no types
+    canvas.draw()  # once: savefig does it twice where there is a layout
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     for n_colors in (128, 64, 32, 16):
         out = io.BytesIO()
         few = picture.quantize(n_colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

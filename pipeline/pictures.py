@@ -14,7 +14,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from pipeline.canvas import LEGEND, new_figure, plain, render_png, trace
+from pipeline.canvas import LEGEND, new_figure, number_rows, plain, render_png, trace
 from pipeline.storedrows import BLOCK_ROWS, Window, row_blocks, rows_ahead, rows_of_window
 from pipeline.trials import Bool, Float32
 from shards import InvalidSpecError, Store
@@ -201,11 +201,13 @@ def _draw_window(axes: Axes, store: Store, window: Window, shown: list[int]) -> 
             start + first - 0.5, start + len(values) - 0.5, color=PALE, alpha=0.5, zorder=0
         )
     elif target.kind == "per_step":
-        trace(axes.twinx(), start, rows_of_window(store, window, "targets")[:, 0], INK)
+        trace(right := axes.twinx(), start, rows_of_window(store, window, "targets")[:, 0], INK)
+        number_rows(right)
     else:
         label, classes = float(store.index.label[trial]), target.classes
         named = f"{label:g}" if classes is None or np.isnan(label) else plain(classes[int(label)])
         title += f": {plain(target.columns[0])} = {named}"
+    number_rows(axes)
     axes.set_title(title, fontsize=8)
     axes.set_xlabel("row", fontsize=8)
 
@@ -233,9 +235,11 @@ def before_after(store: Store, *, channel: str | None = None, n: int = 5) -> byt
         trace(left, 0, store.physical_rows(trial)[:, column], color)
         trace(right, 0, deliver(store, trial)[:, column], color)
         entries.append((store.index.id_of(trial), color))
+    for axes in (left, right):
+        number_rows(axes)
+        axes.set_xlabel("row", fontsize=8)
     left.set_title(plain(names[column]) + (f" [{plain(unit)}]" if unit else ""), fontsize=9)
     right.set_title(f"as delivered ({_method(*store.delivery.entries[column])})", fontsize=9)
-    figure.supxlabel("row", fontsize=8)
     return render_png(figure, entries)
 
 
