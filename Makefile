@@ -66,6 +66,7 @@ format: setup  ## rewrite the code in the house style
 
 bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/read.py
+	$(BIN)/python bench/limits.py
 	$(BIN)/python bench/dagster.py
 	$(BIN)/python bench/ingest.py --many 100000
 	$(BIN)/python bench/again.py
@@ -83,6 +84,7 @@ screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 
 bench-quick: setup  ## the read, rerun, shape and index benchmarks at a size that takes minutes
 	$(BIN)/python bench/read.py --quick
+	$(BIN)/python bench/limits.py --quick
 	$(BIN)/python bench/again.py --quick
 	$(BIN)/python bench/shapes.py --quick
 	$(BIN)/python bench/index.py --quick

@@ -27,8 +27,8 @@ class WindowBatches:
         horizon: Steps from the last input row to the first target row.
         steps: Target rows per window (forecast).
         short: `pad` or `drop`: what becomes of a trial that is shorter than one window.
-        random_offset: Shift each draw by its own number of rows below the stride, another one each
-            time, by the seed; a window never leaves its trial, and none is lost.
+        random_offset: Shift each window by its own number of rows below the stride, another one in
+            each epoch, by the seed; a window never leaves its trial, and none is lost.
     """
 
     length: int | None = None
@@ -73,6 +73,7 @@ class TrialBatches:
         got = self.max_padding
         if isinstance(got, bool) or not isinstance(got, int | float) or not 0 <= got <= 1:
             raise InvalidSpecError(f"max_padding is {got!r}; wanted a number from 0 to 1.")
+        object.__setattr__(self, "max_padding", float(got))  # 0 and 0.0 are the same request
 
 
 @dataclass(frozen=True)

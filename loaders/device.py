@@ -68,10 +68,12 @@ def check_resident(resident: bool | str, device: torch.device | None) -> None:
 def refuse_worker(device: torch.device) -> None:
     """Refuse to move batches in a DataLoader worker, from where they would come back to the host.
 
+    On the host itself there is nothing to move.
+
     Raises:
         InvalidSpecError: If this process is one.
     """
-    if get_worker_info() is not None:
+    if get_worker_info() is not None and device.type != "cpu":
         raise InvalidSpecError(
             f"device is '{device}' in a DataLoader worker, which cannot hand batches on a device "
             "over; wanted num_workers=0 (with device= the copies overlap the training anyway), or "

@@ -35,6 +35,9 @@ class MixedStream(EpochStream):
         self, streams: Sequence[TrialStream], by: str | Sequence[float], stop: str
     ) -> None:
         super().__init__()
+        if isinstance(streams, EpochStream) or isinstance(by, EpochStream):
+            # To look what is in it would read an epoch of it.
+            raise InvalidSpecError("streams is a stream; wanted a list of them: mix([one, other]).")
         self.streams = tuple(streams)
         if len(self.streams) < 1 or not all(isinstance(x, TrialStream) for x in self.streams):
             raise InvalidSpecError(f"streams are {streams!r}; wanted one TrialStream or more.")
@@ -50,7 +53,8 @@ class MixedStream(EpochStream):
         self._by, self._stop = by, stop
         # First steps of epochs, as far as asked for, of streams whose epochs differ in steps.
         self._ends: list[list[int]] = [[0] for _ in self.streams]
-        self._fixed = None if by == "proportional" else self._share(by)
+        proportional = isinstance(by, str) and by == "proportional"  # an array compares by element
+        self._fixed = None if proportional else self._share(by)
 
     @property
     def batch_size(self) -> int:

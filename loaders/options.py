@@ -23,6 +23,9 @@ from loaders.device import check_resident, parse_device
 from shards import InvalidSpecError, WindowSpec
 from shards.manifest import TargetSchema
 
+AHEAD = 2
+"""Batches gathered early for a GPU: one is being copied while the next one is made."""
+
 
 @dataclass(frozen=True, eq=False)
 class StreamOptions:
@@ -61,7 +64,8 @@ class StreamOptions:
         if blocks is None:
             check_choice("shuffle", shuffle, ("global", "blocks", "none"))
             blocks = BlockShuffle() if shuffle == "blocks" else None
-        balance, weights = flat["balance"], flat["weights"]
+        balance, weights, device = flat["balance"], flat["weights"], parse_device(flat["device"])
+        cuda = device is not None and device.type == "cuda"
         return cls(
             **flat | {
                 "batches": batches, "blocks": blocks,
@@ -69,7 +73,8 @@ class StreamOptions:
                 "balance": balance if isinstance(balance, Balance) else Balance(balance),
                 "weights": weights if isinstance(weights, LossWeights) else LossWeights(weights),
                 "trials": None if trials is None else TrialIds(trials),
-                "device": parse_device(flat["device"]),
+                "device": device,
+                "ahead": (AHEAD if cuda else 0) if flat["ahead"] is None else flat["ahead"],
             }
         )  # fmt: skip
 

@@ -18,6 +18,9 @@ def choose_target(store: Store, options: StreamOptions) -> TargetSchema:
         InvalidSpecError: If the store does not hold that target.
     """
     manifest, wanted = store.manifest, options.target
+    if wanted is not None:  # a list of the same names is the same request
+        classes = None if wanted.classes is None else tuple(wanted.classes)
+        wanted = replace(wanted, columns=tuple(wanted.columns), classes=classes)
     if wanted is None or wanted == manifest.target:
         return manifest.target
     where = f"{store.path} {store.version}"

@@ -75,6 +75,8 @@ class TrialStream(EpochStream):
         version: Version to open when `store` is a path; by default the newest.
         rank: This process among `world_size`; by default what torch.distributed says, else 0 of 1.
         world_size: Processes that share each step.
+        ahead: Batches that up to two threads of this process gather early; 0: none. By default 2
+            with a CUDA device and 0 else, where they would take cores from the training.
         device: Where a loop gives batches, such as `cuda`: copies overlap with the computing. Not
             with DataLoader workers.
         resident: Whether the rows of the split lie on the device, where batches are then made.
@@ -106,7 +108,7 @@ class TrialStream(EpochStream):
         version: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
-        ahead: int = 0,
+        ahead: int | None = None,
         device: torch.device | str | None = None,
         resident: bool | str = "auto",
     ) -> None:

@@ -8,6 +8,7 @@ quotas that is round robin.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 from shards.errors import InvalidSpecError
 
@@ -47,12 +48,14 @@ def share_steps(shares: Sequence[float], steps: Sequence[int], *, stop: str) -> 
     Raises:
         InvalidSpecError: If the shares are not one positive number per stream.
     """
-    valid = [isinstance(x, int | float) and 0 < x < float("inf") for x in shares]
+    valid = [isinstance(x, Real) and 0 < x < float("inf") for x in shares]
     if len(shares) != len(steps) or not all(valid):
         raise InvalidSpecError(
             f"proportions are {list(shares)}; wanted a positive number for each of "
             f"{len(steps)} streams."
         )
+    # A float32 of NumPy would round what follows to as few digits.
+    shares = [share if isinstance(share, int) else float(share) for share in shares]
     lasts = [n / share for n, share in zip(steps, shares, strict=True)]
     unit = min(lasts) if stop == "first" else max(lasts)
     return [max(1, round(share * unit)) for share in shares]

@@ -130,12 +130,16 @@ def test_an_empty_feed_ends():
 
 
 def test_a_worker_does_not_move_batches(tmp_path):
-    stream = TrialStream(make_store(tmp_path, LENGTHS), batch_size=3, device="cpu", resident=True)
-    with pytest.raises(InvalidSpecError, match=r"in a DataLoader worker.*num_workers=0"):
-        list(DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork"))
+    """To the host it may: `device="cuda" if there is one else "cpu"` should run on both."""
     want = list(TrialStream(make_store(tmp_path / "b", LENGTHS), batch_size=3))
-    for got, other in zip(DataLoader(stream, batch_size=None), want, strict=True):
+    stream = TrialStream(make_store(tmp_path, LENGTHS), batch_size=3, device="cpu")
+    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork")
+    for got, other in zip(loader, want, strict=True):
         assert_same(got, other)
+    away = TrialStream(make_store(tmp_path / "c", LENGTHS), batch_size=3, device="meta")
+    loader = DataLoader(away, batch_size=None, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(InvalidSpecError, match=r"in a DataLoader worker.*num_workers=0"):
+        list(loader)
 
 
 def test_batches_are_gathered_into_the_memory_that_was_asked_for(tmp_path):

@@ -54,9 +54,9 @@ def test_every_stream_gives_its_own_batches_in_its_own_order(stores, way):
         for batch in mine:
             want = next(own)
             for name, tensor in tensors(want).items():
-                assert torch.equal(
-                    getattr(batch, name).nan_to_num(7.0), tensor.nan_to_num(7.0)
-                ), name
+                assert torch.equal(getattr(batch, name).nan_to_num(7.0), tensor.nan_to_num(7.0)), (
+                    name
+                )
             assert batch.global_weight == want.global_weight
 
 
