@@ -85,7 +85,8 @@ class Ahead(Iterator[T]):
         worker, self._worker, self._produce = self._worker, None, None
         if worker is not None and self._pid == os.getpid():
             worker.stop()
-            if threading.current_thread() is not worker.thread:
+            # One that Ctrl-C caught at its start cannot be joined; it ends by itself.
+            if threading.current_thread() is not worker.thread and worker.thread.is_alive():
                 worker.thread.join()
 
     def start(self) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from shards import InvalidSpecError
+
 
 @dataclass(eq=False)
 class Batch:
@@ -110,8 +112,17 @@ class Batch:
 
         Returns:
             The rows where `lengths > 0`, in order.
+
+        Raises:
+            InvalidSpecError: If there are none: the last step of an epoch may leave a rank filler
+                alone. Under DDP it must take part all the same, with a loss of 0 x its parameters.
         """
         rows = self.lengths > 0
+        if not bool(rows.any()):
+            raise InvalidSpecError(
+                f"batch {self.step} of epoch {self.epoch} holds filler rows alone on this rank; "
+                "wanted rows to pack. Look first: if batch.lengths.any()."
+            )
         inputs = self.values if inputs is None else inputs
         return pack_padded_sequence(
             inputs[rows], self.lengths[rows].cpu(), batch_first=True, enforce_sorted=False

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from shards import InvalidSpecError, WindowSpec
 
 MIB = 1 << 20
+MOST = (1 << 31) - 1
+"""Steps of a row; more than any machine holds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class TrialBatches:
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
-            check_integer("max_length", self.max_length, 1)
+            check_integer("max_length", self.max_length, 1, MOST)
         check_choice("truncate", self.truncate, ("end", "start"))
         got = self.max_padding
         if isinstance(got, bool) or not isinstance(got, int | float) or not 0 <= got <= 1:
@@ -93,8 +95,8 @@ class LaneBatches:
     burn_in: int = 0
 
     def __post_init__(self) -> None:
-        check_integer("chunk", self.chunk, 1)
-        check_integer("burn_in", self.burn_in, 0)
+        check_integer("chunk", self.chunk, 1, MOST)
+        check_integer("burn_in", self.burn_in, 0, MOST)
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class BlockShuffle:
     pool_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
-        check_integer("block_bytes", self.block_bytes, 1)
-        check_integer("pool_bytes", self.pool_bytes, 1)
+        check_integer("block_bytes", self.block_bytes, 1, 1 << 60)
+        check_integer("pool_bytes", self.pool_bytes, 1, 1 << 60)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +186,7 @@ class LossWeights:
             )
 
 
-def check_integer(name: str, got: Any, least: int) -> None:
+def check_integer(name: str, got: Any, least: int, most: int | None = None) -> None:
     """Refuse anything but an integer from `least` on.
 
     Raises:
@@ -192,6 +194,8 @@ def check_integer(name: str, got: Any, least: int) -> None:
     """
     if isinstance(got, bool) or not isinstance(got, int) or got < least:
         raise InvalidSpecError(f"{name} is {got!r}; wanted an integer >= {least}.")
+    if most is not None and got > most:
+        raise InvalidSpecError(f"{name} is {got!r}; wanted at most {most}.")
 
 
 def check_choice(name: str, got: Any, wanted: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 import torch
 from torch.utils.data import get_worker_info
@@ -22,27 +23,40 @@ class SharedCursor:
     """
 
     def __init__(self, epoch: int = 0, step: int = 0) -> None:
+        self._pid = os.getpid()
+        _cursors.add(self)
         self._memory = torch.zeros(2 + MOST_WORKERS, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._turns = (0, 0)
         self.move(epoch, step)
 
     def __getstate__(self) -> dict[str, torch.Tensor]:
         """Return the memory; spawned workers get the same memory, a plain pickle copies it."""
+        self.part()
         return {"memory": self._memory}
 
     def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
         """Take the memory over."""
         self._memory = state["memory"].share_memory_()  # type: ignore[no-untyped-call]
         self._turns = (0, 0)
+        self._pid = 0  # not known yet whether a worker's
+        _cursors.add(self)
+
+    def part(self) -> None:
+        """Go on alone in a process that is no worker, as a rank that was given the stream."""
+        if get_worker_info() is None and self._pid != os.getpid():
+            self._memory = self._memory.clone().share_memory_()
+            self._pid = os.getpid()
 
     @property
     def position(self) -> tuple[int, int]:
         """The next start, (epoch, step)."""
+        self.part()
         epoch, step = self._memory[:2].tolist()
         return epoch, step
 
     def move(self, epoch: int, step: int) -> None:
         """Set the next start."""
+        self.part()
         self._memory[0], self._memory[1] = epoch, step
 
     def begin(self) -> tuple[tuple[int, int], int]:
@@ -73,3 +87,15 @@ class SharedCursor:
             marks.zero_()  # a user may seed torch alike for each epoch: the same token again
         if self.position == start:  # else somebody called set_epoch meanwhile
             self.move(start[0] + 1, 0)
+
+
+_cursors: weakref.WeakSet[SharedCursor] = weakref.WeakSet()
+
+
+def _part_all() -> None:
+    """Before a rank forks workers: they shall share its memory, not that of its parent."""
+    for cursor in list(_cursors):
+        cursor.part()
+
+
+os.register_at_fork(before=_part_all)

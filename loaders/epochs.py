@@ -85,7 +85,7 @@ class EpochStream(IterableDataset[Batch]):
         Raises:
             InvalidSpecError: If `epoch` is no integer >= 0.
         """
-        check_integer("epoch", epoch, 0)
+        check_integer("epoch", epoch, 0, 1 << 62)
         if epoch != self._cursor.position[0]:
             self._cursor.move(epoch, 0)
 
@@ -147,7 +147,8 @@ class EpochStream(IterableDataset[Batch]):
         for worker in range(n_threads):
             reader = self.reader(start[0], ranks)
             steps = worker_steps(start[1], reader.n_steps, worker=worker, n_workers=n_threads)
-            sources.append(Ahead(map(reader.read, steps), -(-self.ahead // n_threads)))
+            depth = min(-(-self.ahead // n_threads), max(1, len(steps)))
+            sources.append(Ahead(map(reader.read, steps), depth))
         return take_turns(sources)
 
     def _after(self, batch: Batch) -> tuple[int, int]:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from loaders.choices import (
+    MOST,
     Balance,
     BlockShuffle,
     LaneBatches,
@@ -66,8 +68,10 @@ class StreamOptions:
             blocks = BlockShuffle() if shuffle == "blocks" else None
         balance, weights, device = flat["balance"], flat["weights"], parse_device(flat["device"])
         cuda = device is not None and device.type == "cuda"
+        numbers = ("batch_size", "seed", "rank", "world_size", "ahead")
+        plain = {n: int(flat[n]) for n in numbers if isinstance(flat[n], np.integer)}
         return cls(
-            **flat | {
+            **flat | plain | {
                 "batches": batches, "blocks": blocks,
                 "shuffle": "blocks" if blocks is not None else shuffle,
                 "balance": balance if isinstance(balance, Balance) else Balance(balance),
@@ -79,7 +83,7 @@ class StreamOptions:
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size, 1)
+        check_integer("batch_size", self.batch_size, 1, MOST)
         check_integer("seed", self.seed, 0)
         check_integer("ahead", self.ahead, 0)
         check_resident(self.resident, self.device)

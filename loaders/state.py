@@ -10,7 +10,8 @@ from shards.errors import ResumeError
 _REMEDY = {
     "fingerprint": "the split holds other data; open the version it was saved with, or start anew",
     "plan": "batch_size, windows, shuffle or balance changed, or batches, weights, target or what "
-    "is mixed; use the saved ones, or start anew",
+    "is mixed, or compact packed the version anew under shuffle='blocks'; use the saved ones, or "
+    "start anew",
     "seed": "use the saved seed, or start anew",
 }
 _CHOSEN = (
@@ -31,6 +32,8 @@ def check_state(
     Raises:
         ResumeError: If they differ; the message lists every difference.
     """
+    if not isinstance(state, Mapping):
+        raise ResumeError(f"the state is {state!r}; wanted what TrialStream.state_dict() returned.")
     lacking = [name for name in (*_REMEDY, "epoch", "step") if name not in state]
     if lacking:
         raise ResumeError(
@@ -49,9 +52,10 @@ def check_state(
         wrong.append(f"trials: got {chosen[0]}, wanted {chosen[1]} ({_CHOSEN})")
     if wrong:
         raise ResumeError("the state does not fit this stream. " + "; ".join(wrong) + ".")
-    epoch, step = int(state["epoch"]), int(state["step"])
-    if not (epoch >= 0 and 0 <= step < n_steps(epoch)):
-        wanted = f" below {n_steps(epoch)}" if epoch >= 0 else " of an epoch >= 0"
+    epoch, step = state["epoch"], state["step"]
+    sound = all(isinstance(x, int) and 0 <= x < 1 << 62 for x in (epoch, step))
+    if not sound or step >= n_steps(epoch):
+        wanted = f" below {n_steps(epoch)}" if sound else " of an epoch, both integers from 0 on"
         raise ResumeError(
-            f"the state says epoch {epoch}, step {step}; wanted a step{wanted}. Start anew."
+            f"the state says epoch {epoch!r}, step {step!r}; wanted a step{wanted}. Start anew."
         )
