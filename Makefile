@@ -18,13 +18,14 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make .venv with the trialshards command and all tools in it
 
-# torch goes first and alone: with it in place nothing pulls another build of it.
+# torch goes first and alone: with it in place nothing pulls another build of it. Of 16,000 files
+# most are never imported: Python compiles the others when it first meets them.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 home: setup

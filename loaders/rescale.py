@@ -87,6 +87,16 @@ class Rescale:
             moved._regimes = self._regimes.to(device)
         return moved
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether stored values are delivered as they are."""
+        return (
+            self._flat is None
+            and self._row is None
+            and self._regimes is None
+            and not self._windowed
+        )
+
     def values(self, values: Tensor, position: Tensor, lengths: Tensor) -> Applied:
         """Normalize stored values in place; NaN stays NaN.
 

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# Where a test says nothing else: half of Hypothesis' own number, twice that number with SOAK=1.
 settings.register_profile(
-    "house", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+    "house", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=200 if os.environ.get("SOAK") else 50,
+)  # fmt: skip
 settings.load_profile("house")
 
 gc.disable()  # for as long as tests are collected: a million objects, all of which stay

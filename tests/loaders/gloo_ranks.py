@@ -1,4 +1,4 @@
-"""python gloo_ranks.py STORES OUT WORLD_SIZE PHASE: four steps by real ranks, from a saved state.
+"""python gloo_ranks.py STORES OUT WORLD_SIZE: four steps by real ranks, from a saved state.
 
 Each rank sends its rows to rank 0, which writes down what the global batches were.
 """
@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing
-from streams import ask, digest, join
-from test_exact import WAYS
+from streams import WAYS, ask, digest, join
 
 from shards import Store
 
@@ -31,8 +30,7 @@ def run(rank: int, world_size: int, root: Path, out: Path, rendezvous: str) -> N
         asked = {"request": {"batch_size": 7, **way}, "by": "proportional", "stop": "first"}
         stream = ask(made, asked)  # nobody tells it its rank: the process group does
         saved = out / str(number) / "state.json"
-        if saved.exists():
-            stream.load_state_dict(json.loads(saved.read_text()))
+        stream.load_state_dict(json.loads(saved.read_text()))
         torch.distributed.barrier()
         mine = []
         while len(mine) < STEPS:

@@ -42,6 +42,11 @@ BALANCES = [
     Balance("quota", quotas=QUOTAS),
     Balance("attribute", "weight"),
 ]
+WAYS = [
+    {"batches": LaneBatches(chunk=5, burn_in=2), "balance": "sqrt"},
+    {"batches": TrialBatches(), "shuffle": "blocks", "balance": "trial"},
+    {"balance": Balance("quota", quotas=QUOTAS), "weights": "trial"},
+]
 WEIGHTS = ["own", "trial"]
 FILTERS = [None, "n_rows > 9", "n_rows < 20"]
 
