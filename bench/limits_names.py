@@ -22,6 +22,16 @@ def names() -> set[str]:
     return {path.name for path in SHARED.iterdir()} if SHARED.is_dir() else set()
 
 
+def left_over(before: set[str]) -> list[str]:
+    """Return the names that came since and that no living process maps: others have theirs."""
+    new = names() - before
+    for maps in Path("/proc").glob("[0-9]*/maps") if new else ():
+        with contextlib.suppress(OSError):
+            text = maps.read_text()
+            new = {name for name in new if f"{SHARED}/{name}" not in text}
+    return sorted(new)
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -43,7 +53,7 @@ def end_a_loop(store: Path, number: signal.Signals) -> tuple[list[str], list[int
         number: SIGINT goes to all its processes, as Ctrl-C does; others to the first one alone.
 
     Returns:
-        Names that were not there before, and processes that did not end.
+        Names that nobody uses and that were not there before, and processes that did not end.
     """
     before = names()
     script = Path(__file__).with_name("limits_probes.py")
@@ -60,8 +70,8 @@ def end_a_loop(store: Path, number: signal.Signals) -> tuple[list[str], list[int
             (os.killpg if number == signal.SIGINT else os.kill)(loop.pid, number)
             loop.wait(PATIENCE_S)
             wait_while(lambda: any(map(is_alive, processes)), PATIENCE_S)
-            wait_while(lambda: bool(names() - before), SETTLE_S)  # other programs have some, too
-            return sorted(names() - before), [pid for pid in processes if is_alive(pid)]
+            wait_while(lambda: bool(left_over(before)), SETTLE_S)
+            return left_over(before), [pid for pid in processes if is_alive(pid)]
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(loop.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,10 @@ def test_a_failed_check_stops_the_training_and_names_the_files(page, project, ou
     assert "Mend the files, follow the advice above, or raise max_quarantined." in said
 
 
+@pytest.mark.skipif(
+    not os.environ.get("SOAK"),
+    reason="SOAK=1; tests/test_command_training.py terminates one in the gate, without the page",
+)
 def test_a_terminated_training_goes_on_where_it_was(page, project, outcome):
     settings = project / "data" / "robot_arm" / "train.yaml"
     checkpoint = project / "runs" / "robot_arm" / "last.ckpt"
