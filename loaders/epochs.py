@@ -25,7 +25,7 @@ from loaders.wrappers import (
 )
 
 THREADS = 2
-"""Threads that gather; more find no memory bandwidth left."""
+"""Threads that gather, at most."""
 
 
 class EpochStream(IterableDataset[Batch]):
