@@ -107,11 +107,16 @@ class Trivial(IterableDataset[dict[str, torch.Tensor]]):
 
 
 def workers_memory(store: str, kind: str, n_workers: int, method: str) -> dict[str, float]:
-    """What a loader and its workers hold beside shared memory, each page once."""
+    """What a loader and its workers hold beside shared memory, each page once.
+
+    Kind `trivial` are batches of the same size, `bare` one row of each, so that all that there is
+    are interpreters and queues.
+    """
     stream: Any = TrialStream(store)
-    if kind == "trivial":
-        batch = next(iter(stream))
-        stream = Trivial({k: v for k, v in vars(batch).items() if isinstance(v, torch.Tensor)})
+    if kind != "stream":
+        tensors = {k: v for k, v in vars(next(iter(stream))).items() if isinstance(v, torch.Tensor)}
+        n_rows = 1 if kind == "bare" else stream.batch_size
+        stream = Trivial({name: tensor[:n_rows].clone() for name, tensor in tensors.items()})
     loader = DataLoader(
         stream, batch_size=None, num_workers=n_workers, multiprocessing_context=method
     )

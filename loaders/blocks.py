@@ -145,17 +145,18 @@ class BlockPlan(EpochPlan):
             )
         _check_at_least("pool_blocks", self.pool_blocks, 1)
 
-    def draws(self, epoch: int, first: int, last: int) -> tuple[Int64, Int64]:
-        """Return `(trial, window)` of positions `[first, last)`; `EpochOrder` is faster."""
+    def draws_at(self, epoch: int, positions: Int64) -> tuple[Int64, Int64]:
+        """Return `(trial, window)` of ascending positions."""
         pools = self._pools(epoch)
-        slots = np.empty(last - first, np.int64)
-        at, pool = first, _pool_at(pools, first)
-        while at < last:
+        slots = np.empty(len(positions), np.int64)
+        done = 0
+        while done < len(positions):
+            pool = _pool_at(pools, int(positions[done]))
             start, end = int(pools.ends[pool]), int(pools.ends[pool + 1])
-            part = np.arange(at - start, min(last, end) - start, dtype=np.int64)
+            part = slice(done, int(np.searchsorted(positions, end)))
             key = splitmix64(pools.key + 1 + pool)
-            slots[at - first : min(last, end) - first] = permute(part, end - start, key) + start
-            at, pool = end, pool + 1
+            slots[part] = permute(positions[part] - start, end - start, key) + start
+            done = part.stop
         slots += pools.offset[pools.lookup(slots)]
         place = self._place_of(slots)
         trial = self._storage[place]

@@ -9,18 +9,14 @@ import pyarrow as pa
 from shards import CorruptStoreError, Store
 from shards.codes import (
     FittedInput,
-    clean_words,
+    encode_statics,
     fitted_inputs,
     look_up,
-    read_numbers,
-    static_texts,
 )
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-
-_LARGEST = np.finfo(np.float32).max
 
 
 class CodeTable:
@@ -104,29 +100,4 @@ def static_inputs(store: Store, trials: Int64) -> tuple[Float32 | None, Int64 | 
     _, statics = fitted_inputs(store)
     if not statics:
         return None, None
-    table = store.cold("attributes").take(pa.array(trials))
-    matrices: list[Float32] = []
-    codes: list[Int32] = []
-    for entry in statics:
-        texts = static_texts(table, entry.name)
-        if entry.encoding == "number":
-            matrices.append(_standardized(texts, entry))
-            continue
-        code = look_up(clean_words(texts), entry.vocabulary)
-        if entry.encoding == "embed":
-            codes.append(code)
-        else:  # an unknown word has no column
-            known = np.arange(1, len(entry.vocabulary) + 1)
-            matrices.append((code[:, None] == known).astype(np.float32))
-    return (
-        np.concatenate(matrices, axis=1) if matrices else None,
-        np.stack(codes, axis=1).astype(np.int64) if codes else None,
-    )
-
-
-def _standardized(texts: pa.Array, entry: FittedInput) -> Float32:
-    """Return float32 `[n, 1]` by the train trials' mean and sd; 0 where there is no number."""
-    scaled = (read_numbers(texts) - entry.mean) / entry.sd
-    # A trial far beyond those of train must not become infinite on its way to float32.
-    near = np.clip(np.where(np.isnan(scaled), 0.0, scaled), -_LARGEST, _LARGEST)
-    return near.astype(np.float32)[:, None]
+    return encode_statics(store.cold("attributes").take(pa.array(trials)), statics)

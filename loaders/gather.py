@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from loaders.codes import CodeTable, static_inputs
 from loaders.mapped import MappedRows
-from loaders.pool import Allocate, BufferPool, plain_memory
+from loaders.pool import Allocate, BufferPool, plain_memory, shared_memory
 from loaders.rescale import Applied, Rescale
 from loaders.selection import Selection
 from shards import Store
@@ -66,7 +67,8 @@ class RowGather:
         manifest, windows, trials = store.manifest, selection.windows, selection.trials
         self._selection, self._spec, self._target = selection, windows, selection.target
         self._dense = selection.steps is not None
-        self._allocate, self._pool = allocate, BufferPool(allocate)
+        self._allocate = allocate
+        self.renew_pool()
         self._label = store.index.label[trials]
         self._n_rows: Int64 = store.index.n_rows[trials]
         self._length: Int64 = np.minimum(np.int64(windows.length), self._n_rows - windows.ahead)
@@ -76,7 +78,10 @@ class RowGather:
         # Of windows that are stored none reaches past its own row.
         longest = selection.longest
         past = (longest, windows.ahead) if manifest.layout == "rows" else (0, 0)
-        self._values = MappedRows(store, "values", trials, n_channels, sum(past))
+        at_random = selection.steps is None and selection.plan.shuffle == "global"
+        self._values = MappedRows(
+            store, "values", trials, n_channels, sum(past), at_random=at_random
+        )
         self._observed = self._targets = None
         if manifest.observed:
             n_bytes = -(-n_channels // 8)
@@ -105,6 +110,7 @@ class RowGather:
     def renew_pool(self) -> None:
         """Forget the batch memory; a forked child cannot see who still uses it."""
         self._pool = BufferPool(self._allocate)
+        self._in_worker = get_worker_info() is not None
 
     def resolve(self, trial: Int64, start: Int64) -> Draws:
         """Look up what windows need.
@@ -156,7 +162,7 @@ class RowGather:
             "values": values,
             "targets": self._copy_targets(places, length, short, applied),
             "observed": self._copy_observed(places, length, short),
-            "valid": _cut(np.ones(shape, np.bool_), places[3], short, False),
+            "valid": _cut(torch.from_numpy(np.ones(shape, np.bool_)), places[3], short, False),
             "lengths": torch.from_numpy(places[3]),
             "weights": torch.from_numpy(weights),
             "trial": torch.from_numpy(places[1]),
@@ -200,7 +206,7 @@ class RowGather:
         else:
             shape = (places.shape[1], self._spec.steps, self._ahead.n_columns)
             rows = np.empty(shape, np.float32)
-            self._ahead.copy(places[5], rows)
+            self._ahead.copy(places[5], torch.from_numpy(rows))
             chosen = rows if self._ahead is self._targets else rows.take(self._columns, axis=2)
         targets = torch.from_numpy(chosen)
         if not self._as_stored:
@@ -216,7 +222,7 @@ class RowGather:
         first = places[4] + self._spec.horizon * self._values.n_columns
         rows = self._take((n, n_ahead, self._values.n_columns))
         self._values.copy(first, rows)
-        chosen = rows.take(self._columns, axis=2)
+        chosen = rows.numpy().take(self._columns, axis=2)
         self._rescale.targets(torch.from_numpy(chosen), torch.from_numpy(places[0]), applied)
         left = self._n_rows.take(places[0]) - places[2] - self._spec.horizon
         chosen[np.arange(n_ahead) >= left[:, None]] = np.nan
@@ -235,24 +241,28 @@ class RowGather:
             return None
         shape = (places.shape[1], length, self._observed.n_columns)
         packed = np.empty(shape, np.uint8)
-        self._observed.copy(self._observed.locate(places[0], places[2]), packed)
+        element = self._observed.locate(places[0], places[2])
+        self._observed.copy(element, torch.from_numpy(packed))
         n_columns = self._values.n_columns
         seen = np.unpackbits(packed, axis=2, count=n_columns, bitorder="little")
-        return _cut(seen.view(np.bool_), places[3], short, False)
+        return _cut(torch.from_numpy(seen.view(np.bool_)), places[3], short, False)
 
     def _copy_codes(self, places: Int64, length: int, short: list[int]) -> Tensor | None:
         if self._codes is None or self._code_table is None:
             return None
         shape = (places.shape[1], length, self._codes.n_columns)
         local = np.empty(shape, np.int16)
-        self._codes.copy(self._codes.locate(places[0], places[2]), local)
-        _cut(local, places[3], short, 0)  # first: what follows a trial are codes of other words
+        rows = torch.from_numpy(local)
+        self._codes.copy(self._codes.locate(places[0], places[2]), rows)
+        _cut(rows, places[3], short, 0)  # first: what follows a trial are codes of other words
         return torch.from_numpy(self._code_table.deliver(places[0], local.view(np.uint16)))
 
-    def _take(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def _take(self, shape: tuple[int, ...]) -> Tensor:
         """Return float32 memory for a batch; whole trials have another length each time."""
+        if self._in_worker:
+            return shared_memory(shape)
         take = self._pool.take_part if self._dense else self._pool.take
-        return take(shape, "float32")
+        return torch.from_numpy(take(shape, "float32"))
 
 
 def _rows_of(matrix: npt.NDArray[Any] | None, places: Int64) -> Tensor | None:
@@ -264,8 +274,9 @@ def _rows_of(matrix: npt.NDArray[Any] | None, places: Int64) -> Tensor | None:
     return torch.from_numpy(rows)
 
 
-def _cut(out: npt.NDArray[Any], length: Int64, short: list[int], fill: float) -> Tensor:
+def _cut(out: Tensor, length: Int64, short: list[int], fill: float) -> Tensor:
     """Overwrite the padding of the short rows of `[B, L, ...]` with `fill`."""
+    rows = out.numpy()
     for row in short:
-        out[row, length[row] :] = fill
-    return torch.from_numpy(out)
+        rows[row, length[row] :] = fill
+    return out

@@ -83,7 +83,11 @@ class GroupPlan:
 
     def draws(self, epoch: int, first: int, last: int) -> tuple[Int64, Int64]:
         """Return `(trial, window)` of positions `[first, last)`; `EpochOrder` is faster."""
-        group, place = self._units.draws(epoch, first, last)
+        return self.draws_at(epoch, np.arange(first, last, dtype=np.int64))
+
+    def draws_at(self, epoch: int, positions: Int64) -> tuple[Int64, Int64]:
+        """Return `(trial, window)` of ascending positions."""
+        group, place = self._units.draws_at(epoch, positions)
         place += self._first_of[group]
         member = self._lookup(place)
         return self._members[member], place - self._edges[member]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from loaders.coldrows import ColdRows, memory_bytes
 from loaders.copying import FlatWindows
 from shards import Store
 
@@ -30,11 +31,13 @@ class MappedRows:
         n_columns: Columns of one step.
         most_rows: Rows that one look-up may reach past the first; more rows than a trial has are
             read harmlessly.
+        at_random: Whether look-ups come from all over the trials.
     """
 
     def __init__(
-        self, store: Store, array: str, trials: Int64, n_columns: int, most_rows: int
-    ) -> None:
+        self, store: Store, array: str, trials: Int64, n_columns: int, most_rows: int,
+        *, at_random: bool = False,
+    ) -> None:  # fmt: skip
         index = store.index
         shards, place = np.unique(index.shard[trials], return_inverse=True)
         spec = store.manifest.shards[int(shards[0])].arrays[array]
@@ -50,6 +53,8 @@ class MappedRows:
         with warnings.catch_warnings():  # the map is read-only, and so is all use of it here
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._windows = FlatWindows(torch.from_numpy(self._array))
+        is_cold = at_random and spec.row_bytes * int(index.n_rows[trials].sum()) > memory_bytes()
+        self._cold = ColdRows(self._array) if is_cold else None
 
     def locate(self, trial: Int64, row: Int64) -> Int64:
         """Return the element where the window at `row` of `trial` (a position in the list) begins.
@@ -64,16 +69,18 @@ class MappedRows:
         """Return single elements, in the shape asked for."""
         return self._array.take(element)
 
-    def copy(self, element: Int64, out: npt.NDArray[Any]) -> Tensor:
+    def copy(self, element: Int64, out: Tensor) -> Tensor:
         """Copy what follows each of `element` into a row of `out`.
 
         Args:
             element: int64 `[n]`, C order, from `locate`.
-            out: `[n, n_rows, columns]`, C order.
+            out: `[n, n_rows, columns]`, contiguous.
 
         Returns:
             `[n, n_rows * columns]`, sharing the memory of `out`.
         """
-        rows = torch.from_numpy(out.reshape(len(out), out.shape[1] * out.shape[2]))
+        rows = out.view(len(out), out.shape[1] * out.shape[2])
+        if self._cold is not None:
+            self._cold.ask(element, rows.shape[1])
         self._windows.copy(element, rows)
         return rows

@@ -14,15 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loaders.plans import DrawPlan
 from shards.errors import InvalidSpecError
 
 Int64 = npt.NDArray[np.int64]
@@ -30,9 +29,6 @@ Int64 = npt.NDArray[np.int64]
 ORDER_VERSION = 1
 ROUNDS = 4
 """4 rounds match a true permutation in runs, lag and pair statistics; 2 and 3 do not."""
-BLOCK = 32_768
-"""Positions evaluated at once: 50-60 ns each, all look-ups included, as in larger ones; 175 ns in
-calls of 4,096, where the few that walk on cost as much as all. 2 MB in each worker."""
 
 _MASK64 = (1 << 64) - 1
 _GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -200,7 +196,11 @@ class EpochPlan:
 
     def draws(self, epoch: int, first: int, last: int) -> tuple[Int64, Int64]:
         """Return `(trial, window)` of positions `[first, last)`; `EpochOrder` is faster."""
-        slots = np.arange(first, last, dtype=np.int64)
+        return self.draws_at(epoch, np.arange(first, last, dtype=np.int64))
+
+    def draws_at(self, epoch: int, positions: Int64) -> tuple[Int64, Int64]:
+        """Return `(trial, window)` of ascending positions."""
+        slots = positions
         if self.shuffle != "none":
             slots = permute(slots, self.n_draws, splitmix64(splitmix64(self.seed) + epoch))
         trial = self._lookup(slots)
@@ -259,33 +259,3 @@ class EpochPlan:
         offset = ((x ^ (x >> np.uint64(27))) >> np.uint64(32)).astype(np.int64)
         window: Int64 = (draw * self._steps[trial] + offset % n) % n
         return window
-
-
-Block = TypeVar("Block", bound=tuple[npt.NDArray[Any], ...])
-
-
-class EpochOrder(Generic[Block]):
-    """One epoch of a plan, read in batches: evaluates blocks and slices them.
-
-    Args:
-        plan: The plan.
-        epoch: The epoch.
-        resolve: Makes columns of the `(trial, window)` of a block of draws: whatever else can be
-            said about a draw is looked up per block as well, not per batch.
-    """
-
-    def __init__(
-        self, plan: DrawPlan, epoch: int, resolve: Callable[[Int64, Int64], Block]
-    ) -> None:
-        self._plan, self._epoch, self._resolve = plan, epoch, resolve
-        self._first = self._last = 0
-        self._block: Block | None = None
-
-    def read(self, first: int, last: int) -> list[npt.NDArray[Any]]:
-        """Return the columns at positions `[first, last)`, as views of the block."""
-        if self._block is None or first < self._first or last > self._last:
-            self._first = first
-            self._last = min(self._plan.n_draws, max(last, first + BLOCK))
-            self._block = self._resolve(*self._plan.draws(self._epoch, first, self._last))
-        part = slice(first - self._first, last - self._first)
-        return [column[..., part] for column in self._block]

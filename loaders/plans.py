@@ -44,6 +44,9 @@ class DrawPlan(Protocol):
     def draws(self, epoch: int, first: int, last: int) -> tuple[Int64, Int64]:
         """Return `(trial, window)` of positions `[first, last)`."""
 
+    def draws_at(self, epoch: int, positions: Int64) -> tuple[Int64, Int64]:
+        """Return `(trial, window)` of ascending positions."""
+
     def offsets(self, trial: Int64, window: Int64, epoch: int, most: Int64) -> Int64:
         """Return a number from 0 to `most` for each draw, another one in each epoch."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 LINE_BYTES = 64
 KEPT = 8
@@ -27,6 +28,17 @@ def _reference_counts(arrays: Sequence[npt.NDArray[Any]]) -> list[int]:
 def plain_memory(size_bytes: int) -> npt.NDArray[np.uint8]:
     """Return memory of the process."""
     return np.empty(size_bytes, np.uint8)
+
+
+def shared_memory(shape: tuple[int, ...]) -> Tensor:
+    """Return new float32 memory that a DataLoader worker's parent can map.
+
+    It saves a copy on the way, and this process has nothing left of the batch once it is sent.
+    """
+    size_bytes = 4 * math.prod(shape)
+    new_shared = torch.UntypedStorage._new_shared  # what torch's collate calls
+    storage: torch.UntypedStorage = new_shared(size_bytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.float32).set_(storage).view(shape)
 
 
 def _aligned(shape: tuple[int, ...], dtype: str, allocate: Allocate) -> npt.NDArray[Any]:

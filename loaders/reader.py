@@ -12,9 +12,10 @@ from torch import Tensor
 
 from loaders.batch import Batch
 from loaders.choices import LaneBatches
+from loaders.epochorder import EpochOrder
 from loaders.gather import Draws
 from loaders.options import StreamOptions
-from loaders.order import EpochOrder, rank_rows
+from loaders.order import rank_rows
 from loaders.selection import Selection
 
 Int64 = npt.NDArray[np.int64]

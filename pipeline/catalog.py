@@ -135,6 +135,37 @@ def _claim_plain(plain: PlainFiles, source: SourceSpec) -> _Found:
     return claims, refusals, {"hidden": plain.n_hidden}
 
 
+def claim_files(
+    root: Path, places: Mapping[str, str], spec: DatasetSpec, tables: JoinedTables
+) -> tuple[tuple[SourceFile, ...], list[Refusal]]:
+    """Name the trials of files that somebody names one by one, wherever they lie.
+
+    Args:
+        root: Folder that the paths are below.
+        places: Path -> the path by which its trial is named: where a scan would find it.
+        spec: The specification.
+        tables: Attribute tables; none where one file holds many trials.
+    """
+    claims: list[SourceFile] = []
+    refusals: list[Refusal] = []
+    identify = identifier(spec.source)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path, place in places.items():
+            info = _look(path, folder)
+            if isinstance(info, Refusal):
+                refusals.append(info)
+            elif (named := identify(place)) is None:
+                refusals.append(_without_id(path, spec.source, info.st_size))
+            else:
+                claims.append(SourceFile(path, info.st_size, info.st_mtime_ns, *named))
+    finally:
+        os.close(folder)
+    kept, twice = _split_duplicates(claims)
+    kept, without_row = _join_tables(kept, tables)
+    return tuple(kept), [*refusals, *twice, *without_row]
+
+
 def _look_closely(root: Path, source: SourceSpec) -> _Found:
     """Look at each path by itself: is it a file, whose, and is it here by another path too?"""
     matched = find_paths(root, source.files)

@@ -88,6 +88,8 @@ def draft_version(
             "tables": delta.tables,
             **_read_again(base, delta),
             **({"fit": "given"} if fitted.given else {}),
+            # Each reads what is written before it; `spec` has its keys sorted.
+            **({"derive": list(spec.derive)} if len(spec.derive) > 1 else {}),
         },
     )
     return draft, trials

@@ -34,6 +34,17 @@ def prepare_files(root: Path, files: Sequence[SourceFile], recipe: Recipe) -> Fi
         recipe: The specification.
     """
     tables, refused = read_tables_of(root, files, recipe)
+    return prepare_tables(tables, refused, recipe)
+
+
+def prepare_tables(tables: list[Table], refused: list[Refusal], recipe: Recipe) -> FinishedBatch:
+    """Shape and finish what was read, however it was read.
+
+    Args:
+        tables: Files, or trials of them.
+        refused: Files that could not be read.
+        recipe: The specification.
+    """
     if recipe.runs_attributes:
         tables, refused = _refuse_miscounted(tables, refused, recipe)
     if tables and is_plain(recipe):

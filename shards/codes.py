@@ -20,7 +20,9 @@ from shards.lazy import pc
 from shards.manifest import EncodedInput
 from shards.reader import Store
 
+Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 
 CODE_LIMIT = np.iinfo(np.uint16).max
@@ -96,6 +98,46 @@ def look_up(words: pa.Array, vocabulary: Sequence[str]) -> Int32:
     place = pc.index_in(words, value_set=pa.array(vocabulary, words.type))
     codes: Int32 = pc.add(pc.fill_null(place, -1), 1).to_numpy(zero_copy_only=False)
     return codes
+
+
+def encode_statics(
+    trials: pa.Table, statics: Sequence[FittedInput]
+) -> tuple[Float32 | None, Int64 | None]:
+    """Return static attributes as a model gets them.
+
+    Args:
+        trials: n trials with the struct column `attributes` (SPEC section 9), if there are any.
+        statics: What was fitted for them.
+
+    Returns:
+        float32 `[n, S]`, numbers and indicator columns in order, and int64 `[n, E]`, codes of the
+        embedded ones; None where there are none.
+    """
+    matrices: list[Float32] = []
+    codes: list[Int32] = []
+    for entry in statics:
+        texts = static_texts(trials, entry.name)
+        if entry.encoding == "number":
+            matrices.append(_standardized(texts, entry))
+            continue
+        code = look_up(clean_words(texts), entry.vocabulary)
+        if entry.encoding == "embed":
+            codes.append(code)
+        else:  # an unknown word has no column
+            known = np.arange(1, len(entry.vocabulary) + 1)
+            matrices.append((code[:, None] == known).astype(np.float32))
+    return (
+        np.concatenate(matrices, axis=1) if matrices else None,
+        np.stack(codes, axis=1).astype(np.int64) if codes else None,
+    )
+
+
+def _standardized(texts: pa.Array, entry: FittedInput) -> Float32:
+    """Return float32 `[n, 1]` by the train trials' mean and sd; 0 where there is no number."""
+    scaled = (read_numbers(texts) - entry.mean) / entry.sd
+    # A trial far beyond those of train must not become infinite on its way to float32.
+    near = np.clip(np.where(np.isnan(scaled), 0.0, scaled), -_LARGEST, _LARGEST)
+    return near.astype(np.float32)[:, None]
 
 
 def static_texts(trials: pa.Table, name: str) -> pa.Array:

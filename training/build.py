@@ -1,15 +1,13 @@
-"""The parts that training and evaluation build alike: streams, model, a batch on its device."""
+"""The parts that training and evaluation build alike: device, model, a batch on its device."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from loaders import Batch, TrialStream
-from shards import Store, WindowSpec
+from loaders import Batch
+from shards import Store
 from training.config import TrainConfig, choose_windows
 from training.extras import extra_inputs
 from training.model import TrialLSTM
@@ -29,57 +27,24 @@ def start_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def open_stream(
-    store: Store,
-    config: TrainConfig,
-    split: str,
-    *,
-    shuffle: Literal["global", "none"] = "none",
-    ranks: tuple[int, int] = (0, 1),
-    windows: WindowSpec | None = None,
-) -> TrialStream:
-    """Open the windows of a split.
-
-    Args:
-        store: Where.
-        config: Batch size, seed, balance.
-        split: Which trials.
-        shuffle: `global` to train; `none` by trial, then start, each window once.
-        ranks: This rank, and how many there are.
-        windows: Window parameters, by default those of the config.
-
-    Raises:
-        InvalidSpecError: If the split has no window.
-    """
-    return TrialStream(
-        store,
-        split=split,
-        batch_size=config.data.batch_size,
-        shuffle=shuffle,
-        seed=config.data.seed,
-        balance=config.data.balance if shuffle == "global" else "window",
-        windows=windows or choose_windows(config, store.manifest.windows),
-        rank=ranks[0],
-        world_size=ranks[1],
-    )
-
-
 def build_model(store: Store, config: TrainConfig, objective: Objective) -> TrialLSTM:
     """Return the untrained network for a store's inputs and target."""
     manifest = store.manifest
-    steps = {"per_step": 0, "forecast": choose_windows(config, manifest.windows).steps}
+    n_ahead = choose_windows(config, manifest.windows).steps
+    steps = {"per_step": 0, "step_class": 0, "forecast": n_ahead}
     return TrialLSTM(
         n_channels=len(manifest.channels),
-        n_outputs=len(manifest.target.classes or objective.columns),
+        n_outputs=objective.n_outputs,
         config=config.model,
         observed=manifest.observed,
         steps=steps.get(objective.kind),
+        dense=objective.dense,
         extras=extra_inputs(store),
     )
 
 
 def model_inputs(batch: Batch) -> tuple[Tensor | None, ...]:
-    """Return what `TrialLSTM` is called with."""
+    """Return what `TrialLSTM` is called with, but for the state."""
     parts = (batch.values, batch.lengths, batch.observed)
     return (*parts, batch.codes, batch.statics, batch.static_codes)
 

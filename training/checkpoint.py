@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,35 @@ from lightning_fabric import Fabric
 from shards import CorruptStoreError, Store
 from shards.errors import ResumeError, TrialShardsError
 from training.config import TrainConfig
+from training.schedule import is_stretched
+from training.sections import OptimizerConfig
 from training.target import Objective
 
 LAST, BEST = "last.ckpt", "best.ckpt"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointNotFoundError(TrialShardsError, FileNotFoundError):
     """No checkpoint at that place: train first, or mend the path."""
 
 
-def describe_run(config: TrainConfig, store: Store, objective: Objective) -> dict[str, Any]:
+def describe_run(
+    config: TrainConfig, stores: Sequence[Store], objectives: Sequence[Objective]
+) -> dict[str, Any]:
     """Return what must be the same for a run to go on."""
     splits = [config.data.train_split, config.data.validation_split]
-    fingerprints = store.manifest.fingerprints
+    fingerprints: dict[str, str] = {}
+    for number, store in enumerate(stores):
+        known = store.manifest.fingerprints
+        place = f"store {number} " if number else ""
+        fingerprints |= {f"{place}{s}": known[s] for s in splits if s is not None and s in known}
     return {
         "version": VERSION,
         "config": config.model_dump(mode="json"),
-        "objective": dataclasses.asdict(objective),
-        "store_version": store.version,
-        "fingerprints": {s: fingerprints[s] for s in splits if s is not None and s in fingerprints},
+        "objective": dataclasses.asdict(objectives[0]),
+        "objectives": [dataclasses.asdict(objective) for objective in objectives],
+        "store_version": stores[0].version,
+        "fingerprints": fingerprints,
     }
 
 
@@ -124,10 +133,11 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path)
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that decide the next step; the others may change on the way."""
-    kept = {name: config[name] for name in ("model", "target", "data", "optimizer", "seed")}
-    kept["device"] = {"precision": config["device"]["precision"]}
-    if config["optimizer"]["schedule"] != "constant":
-        kept["epochs"] = config["epochs"]  # the schedule is stretched over them
+    names = ("model", "target", "data", "mixture", "optimizer", "start", "seed")
+    kept = {name: config[name] for name in names}
+    kept["device"] = {name: config["device"][name] for name in ("precision", "compile")}
+    if is_stretched(OptimizerConfig(**config["optimizer"])):
+        kept["epochs"] = config["epochs"]
     return kept
 
 

@@ -10,131 +10,32 @@ epochs: 20
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
 from shards.userfile import read_yaml
 from shards.windows import WindowSpec
+from training.sections import (
+    Count,
+    DataConfig,
+    DeviceConfig,
+    EarlyStoppingConfig,
+    EvaluateConfig,
+    Fraction,
+    MemberConfig,
+    MixtureConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Section,
+    StageConfig,
+    StartConfig,
+    TargetConfig,
+)
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of the file: unknown fields are refused, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelConfig(Section):
-    """The network."""
-
-    # The size that meets the published C-MAPSS score (bench/cmapss.py) and trains in a minute.
-    hidden: Count = 64
-    # Two, as Zheng et al. (ICPHM 2017) stack them.
-    layers: Count = 2
-    # Between the layers only; small, because a trial set is small.
-    dropout: Fraction = 0.1
-    # One hidden dense layer between the last state and the output.
-    head: tuple[Count, ...] = (32,)
-    # Forecasts are learned as a change from the last seen value: copying a value through
-    # saturating gates is what an LSTM is bad at, and what a short horizon needs most.
-    residual: bool = True
-    # Columns of the table of each embedded input; null takes fastai's rule of thumb for n words,
-    # round(1.6 n^0.56), and 50 at most.
-    embedding_dim: Count | None = None
-
-
-class TargetConfig(Section):
-    """What the loss looks at; evaluation always sees the truth as it was recorded."""
-
-    # Training targets only, physical units; for example remaining life is capped: [null, 130].
-    clip: tuple[float | None, float | None] | None = None
-    # `last` scores only the last valid step of a window, as a model read at its end needs.
-    loss_on: Literal["all", "last"] = "all"
-    # By default mse for values and cross_entropy for classes. binary_cross_entropy is for targets
-    # per step that are 0 or 1: the network then says a probability.
-    loss: Literal["mse", "huber", "cross_entropy", "binary_cross_entropy"] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> TargetConfig:
-        low, high = self.clip or (None, None)
-        if low is not None and high is not None and low >= high:
-            raise ValueError(f"clip is [{low}, {high}]; wanted [lower, upper], null for no bound.")
-        return self
-
-
-class WindowsConfig(Section):
-    """Window parameters that differ from the store's; what is left out stays the store's."""
-
-    length: Count | None = None
-    stride: Count | None = None
-    horizon: Count | None = None
-    steps: Count | None = None
-    short: Literal["pad", "drop"] | None = None
-
-
-class DataConfig(Section):
-    """Which windows make a batch."""
-
-    # Rows per optimizer step over all ranks, so results do not depend on the number of devices.
-    batch_size: Count = 256
-    # Order of the windows; apart from the seed of the weights, so each can vary alone.
-    seed: int = 0
-    # `trial` gives a short trial as many draws as a long one.
-    balance: Literal["window", "trial"] = "window"
-    windows: WindowsConfig | None = None
-    # Bounds an epoch where the windows overlap so much that one pass is hours of the same rows;
-    # the next epoch goes on where this one stopped.
-    steps_per_epoch: Count | None = None
-    train_split: str = "train"
-    # Choosing an epoch by test data would be peeking; without this split the last epoch counts.
-    validation_split: str | None = "val"
-
-
-class OptimizerConfig(Section):
-    """AdamW and how its rate moves."""
-
-    # High for Adam: the one-cycle schedule starts at 1/25 of it and ends near zero.
-    lr: Positive = 3e-3
-    # 0 makes it plain Adam, the reference recipe.
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    # Super-convergence (Smith & Topin 2018): few epochs, no plateau to detect.
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    # LSTM gradients explode now and then (Pascanu 2013); null switches it off.
-    clip_norm: Positive | None = 1.0
-
-
-class EarlyStoppingConfig(Section):
-    """When to give up."""
-
-    # Epochs without a better validation loss.
-    patience: Count = 5
-
-
-class DeviceConfig(Section):
-    """Where it runs; Fabric's words."""
-
-    # The same file trains on a laptop and on a GPU.
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    # One process; a machine with several devices is asked for, never taken.
-    devices: Count | Literal["auto"] = 1
-    # On the CPU, for arithmetic and gather. Where cores are shared, two threads wait for each
-    # other: an LSTM-64 step took 8 times longer. null leaves it to torch.
-    cpu_threads: Count | None = 1
-    # Full precision: an LSTM of this size is not limited by arithmetic.
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
-
-
-class EvaluateConfig(Section):
-    """Which predictions are scored."""
-
-    split: str = "test"
-    # `last`: one prediction per trial, at its last row, as an engine is judged where it stands.
-    at: Literal["all", "last"] = "all"
+STUDIES = ("stages", "sweep", "seeds", "folds", "members")
 
 
 class TrainConfig(Section):
@@ -148,7 +49,11 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
+    # More stores, interleaved.
+    mixture: MixtureConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
+    # Weights to start from; without it random ones.
+    start: StartConfig | None = None
     epochs: Count = 20
     # null trains all epochs; the best one is kept either way.
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
@@ -159,6 +64,36 @@ class TrainConfig(Section):
     # A killed run repeats at most this many steps; a save costs some milliseconds.
     checkpoint_steps: Count | None = 500
 
+    # Studies: several runs from one file, each in a folder of its own below `out`.
+    # One data set after the other, the weights going on.
+    stages: tuple[StageConfig, ...] = ()
+    # Share of a stage's steps that repeat the stages before it, against forgetting.
+    replay: Fraction = 0.0
+    # A run for each entry: dotted fields and their values, such as {data.windows.length: 30}.
+    sweep: tuple[dict[str, Any], ...] = ()
+    # An ensemble: a run for each seed of the weights.
+    seeds: tuple[int, ...] = ()
+    # A run for each version or tag of the store: the folds of a cross-validation.
+    folds: tuple[str, ...] = ()
+    # An ensemble over data sets: a run for each.
+    members: tuple[MemberConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_study(self) -> TrainConfig:
+        asked = [name for name in STUDIES if getattr(self, name)]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} in one file; wanted one of them.")
+        if self.replay and not self.stages:
+            raise ValueError("replay without stages, of which it repeats the earlier ones.")
+        if self.stages and self.mixture:
+            raise ValueError("stages with a mixture; wanted one of them.")
+        return self
+
+    @property
+    def study(self) -> str | None:
+        """Which of `STUDIES` the file asks for; None: one plain run."""
+        return next((name for name in STUDIES if getattr(self, name)), None)
+
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
         """Read a config file and resolve its paths against its folder.
@@ -167,9 +102,45 @@ class TrainConfig(Section):
             InvalidSpecError: If it cannot be read or is not valid; the message names the line.
         """
         path = Path(path)
-        config, here = read_yaml(path, cls), path.resolve().parent
-        paths = {"store": (here / config.store).resolve(), "out": (here / config.out).resolve()}
-        return config.model_copy(update=paths)
+        return read_yaml(path, cls).resolve(path.resolve().parent)
+
+    def resolve(self, folder: Path) -> TrainConfig:
+        """Return the config with all its paths against `folder`."""
+        changes: dict[str, Any] = {
+            "store": (folder / self.store).resolve(),
+            "out": (folder / self.out).resolve(),
+            "stages": tuple(_against(folder, stage) for stage in self.stages),
+            "members": tuple(_against(folder, member) for member in self.members),
+        }
+        if self.mixture is not None:
+            stores = tuple(_against(folder, other) for other in self.mixture.stores)
+            changes["mixture"] = self.mixture.model_copy(update={"stores": stores})
+        if self.start is not None:
+            path = (folder / self.start.checkpoint).resolve()
+            changes["start"] = self.start.model_copy(update={"checkpoint": path})
+        return self.model_copy(update=changes)
+
+    def changed(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """Return the config with other values of dotted fields, validated anew.
+
+        >>> config.changed({"data.windows.length": 30, "seed": 1})
+
+        Raises:
+            pydantic.ValidationError: If a field does not exist or does not take the value.
+        """
+        document = self.model_dump()
+        for dotted, value in changes.items():
+            *parents, name = dotted.split(".")
+            section = document
+            for parent in parents:
+                section[parent] = dict(section.get(parent) or {})
+                section = section[parent]
+            section[name] = value
+        return type(self).model_validate(document)
+
+
+def _against(folder: Path, part: Any) -> Any:
+    return part.model_copy(update={"store": (folder / part.store).resolve()})
 
 
 def choose_windows(config: TrainConfig, stored: WindowSpec) -> WindowSpec:
@@ -179,4 +150,5 @@ def choose_windows(config: TrainConfig, stored: WindowSpec) -> WindowSpec:
         InvalidSpecError: If together they make no sense.
     """
     own = config.data.windows
-    return dataclasses.replace(stored, **(own.model_dump(exclude_none=True) if own else {}))
+    given = own.model_dump(exclude_none=True, exclude={"random_offset"}) if own else {}
+    return dataclasses.replace(stored, **given)

@@ -18,7 +18,7 @@ from loaders import TrialStream
 from shards import Store
 from training import plots
 from training.binary import BinaryScores
-from training.build import build_model, open_stream, start_fabric
+from training.build import build_model, start_fabric
 from training.checkpoint import (
     BEST,
     LAST,
@@ -30,8 +30,10 @@ from training.checkpoint import (
 from training.config import TrainConfig, choose_windows
 from training.predict import Predictions, Predictor
 from training.score import ErrorSums, class_errors, class_summary
+from training.streams import open_stores, open_stream
 from training.tables import replacing_files, write_predictions, write_trial_errors
-from training.target import BINARY, Objective, check_binary, target_statistics
+from training.target import Objective, target_statistics
+from training.targetchecks import BINARY, check_codes
 
 log = logging.getLogger(__name__)
 FOLDER = "evaluation"
@@ -88,8 +90,9 @@ def evaluate(config: TrainConfig, *, checkpoint: Path | None = None) -> Evaluati
     store = Store(config.store, config.version)
     path = checkpoint or config.out / BEST
     saved = load_checkpoint(path)
-    objective = Objective(**saved["run"]["objective"])
-    check_same_run(saved["run"], describe_run(config, store, objective), path)
+    objectives = [Objective(**said) for said in saved["run"]["objectives"]]
+    objective = objectives[0]
+    check_same_run(saved["run"], describe_run(config, open_stores(config), objectives), path)
     stream = open_evaluation(store, config, objective)
     parts = _predict(config, store, saved, objective=objective, stream=stream)
     with replacing_files(config.out / FOLDER) as folder:
@@ -161,8 +164,9 @@ _BASELINES = {
 
 def open_evaluation(store: Store, config: TrainConfig, objective: Objective) -> TrialStream:
     """Open the split to score; `at: last` needs stride 1, so that a window ends at the last row."""
-    if objective.loss == BINARY:
-        check_binary(store, config.evaluate.split)
+    if objective.loss == BINARY or objective.kind == "step_class":
+        n_classes = 2 if objective.loss == BINARY else objective.n_classes
+        check_codes(store, objective.loss, n_classes, [config.evaluate.split])
     windows = choose_windows(config, store.manifest.windows)
     if config.evaluate.at == "last":
         windows = dataclasses.replace(windows, stride=1, short="pad")
@@ -184,6 +188,7 @@ def _predict(
     model.eval()
     predictor = Predictor(
         model=model,
+        config=config.model,
         objective=objective,
         naive=naive_constant(store, objective, config.data.train_split),
         last_only=config.evaluate.at == "last",

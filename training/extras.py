@@ -53,27 +53,33 @@ def extra_inputs(store: Store) -> ExtraInputs:
 
 
 class Extras(nn.Module):
-    """Turns codes and statics into columns of the network's input at every step.
+    """Turns codes and statics into columns of the network's input.
 
     Without any it has no parameter and draws no random number.
 
     Attributes:
-        width: Columns in all.
+        width: Columns at every step.
+        head_width: Columns beside what the head sees.
 
     Args:
         inputs: What there is.
         embedding_dim: Columns per embedded input; None for `embedding_columns` of its words.
+        at_head: Static inputs enter once, at the head, instead of at every step.
     """
 
-    def __init__(self, inputs: ExtraInputs, embedding_dim: int | None = None) -> None:
+    def __init__(
+        self, inputs: ExtraInputs, embedding_dim: int | None = None, *, at_head: bool = False
+    ) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.at_head = inputs, at_head
         embedded = [n for encoding, n in inputs.codes if encoding == "embed"]
         self.tables = _tables(embedded, embedding_dim)
         self.static_tables = _tables(inputs.static_words, embedding_dim)
         dense = sum(n for encoding, n in inputs.codes if encoding == "one_hot")
-        tables = [*self.tables, *self.static_tables]
-        self.width = dense + inputs.n_statics + sum(table.embedding_dim for table in tables)
+        n_steps = dense + _columns(self.tables)
+        n_static = inputs.n_statics + _columns(self.static_tables)
+        self.width = n_steps + (0 if at_head else n_static)
+        self.head_width = n_static if at_head else 0
 
     def forward(
         self,
@@ -81,16 +87,22 @@ class Extras(nn.Module):
         codes_BLN: Tensor | None,
         statics_BS: Tensor | None,
         static_codes_BE: Tensor | None,
-    ) -> list[Tensor]:
-        """Return parts `[B, L, *]` in the type of the values: codes, statics, embedded statics."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return parts `[B, L, *]` of the steps and `[B, *]` of the head.
+
+        In the type of the values: codes, statics, embedded statics.
+        """
         parts = [] if codes_BLN is None else self._codes(codes_BLN)
         per_trial = [] if statics_BS is None else [statics_BS]
         if static_codes_BE is not None:
             columns = zip(self.static_tables, static_codes_BE.unbind(-1), strict=True)
             per_trial += [table(code_B) for table, code_B in columns]
-        n_steps = values_BLC.shape[1]
-        parts += [part[:, None].expand(-1, n_steps, -1) for part in per_trial]
-        return [part.to(values_BLC.dtype) for part in parts]
+        per_trial = [part.to(values_BLC.dtype) for part in per_trial]
+        if not self.at_head:
+            n_steps = values_BLC.shape[1]
+            parts += [part[:, None].expand(-1, n_steps, -1) for part in per_trial]
+        parts = [part.to(values_BLC.dtype) for part in parts]
+        return parts, (per_trial if self.at_head else [])
 
     def _codes(self, codes_BLN: Tensor) -> list[Tensor]:
         tables, parts = iter(self.tables), []
@@ -109,6 +121,10 @@ def _tables(n_words: list[int] | tuple[int, ...], dim: int | None) -> nn.ModuleL
     return nn.ModuleList(
         nn.Embedding(n + 1, dim or embedding_columns(n), padding_idx=0) for n in n_words
     )
+
+
+def _columns(tables: nn.ModuleList) -> int:
+    return sum(table.embedding_dim for table in tables if isinstance(table, nn.Embedding))
 
 
 def embedding_columns(n_words: int) -> int:

@@ -12,10 +12,12 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 
-from loaders import TrialStream
+from loaders import Batch, TrialStream
+from loaders.mix import MixedStream
 from shards import CorruptStoreError, InvalidSpecError, Store
 from shards.errors import ResumeError
-from training.build import build_model, open_stream, start_fabric
+from training.build import build_model, start_fabric
+from training.carry import Carry
 from training.checkpoint import (
     BEST,
     LAST,
@@ -28,7 +30,10 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import TrainConfig
+from training.finetune import load_start, parameter_groups
+from training.schedule import build_schedule
 from training.state import RunState, TrainResult, reduce_ranks
+from training.streams import open_split, open_stores, open_training
 from training.target import Objective, choose_objective
 
 log = logging.getLogger(__name__)
@@ -40,81 +45,88 @@ class Job:
     """Everything a run works with; none of it is replaced while it runs.
 
     Attributes:
+        stores: The run's own, then those of the mixture; objectives and validation likewise.
+        validation: Empty without a validation split.
         model: The network as Fabric wrapped it.
         optimizer: Likewise.
-        validation: None without a validation split.
-        n_steps: Optimizer steps per epoch.
+        carry: The hidden state between chunks of lanes.
+        n_batches: Of an epoch; `optimizer.accumulate` of them make a step of the optimizer.
     """
 
     config: TrainConfig
     fabric: Fabric
-    store: Store
-    objective: Objective
-    stream: TrialStream
-    validation: TrialStream | None
+    stores: tuple[Store, ...]
+    objectives: tuple[Objective, ...]
+    stream: TrialStream | MixedStream
+    validation: tuple[TrialStream, ...]
     model: Any
     optimizer: Any
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    n_steps: int
+    carry: Carry
+    n_batches: int
+
+    def objective(self, batch: Batch) -> Objective:
+        """Return what a batch's store asks for."""
+        return self.objectives[batch.source or 0]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What must be the same for the run to go on."""
+        return describe_run(self.config, self.stores, self.objectives)
 
 
 def prepare_job(config: TrainConfig) -> Job:
-    """Open the store and build what the config asks for.
+    """Open the stores and build what the config asks for.
 
     Raises:
-        InvalidSpecError: If the config does not fit the store.
+        InvalidSpecError: If the config does not fit the stores.
         StoreNotFoundError: If there is no such store or version.
     """
-    store = Store(config.store, config.version)
+    stores = open_stores(config)
     fabric = start_fabric(config)
-    split = config.data.train_split
-    objective = choose_objective(config, open_stream(store, config, split, shuffle="global"))
+    whole = open_split(stores, config, config.data.train_split, train=True)
+    objectives = tuple(choose_objective(config, stream) for stream in whole)
     ranks = (fabric.global_rank, fabric.world_size)
-    stream = open_stream(store, config, split, shuffle="global", ranks=ranks)
-    n_steps = config.data.steps_per_epoch or len(stream)
-    network = build_model(store, config, objective)
-    plain = torch.optim.AdamW(
-        network.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
-    )
-    scheduler = _schedule(plain, config, config.epochs * n_steps)
+    stream = open_training(stores, config, ranks, fabric.device)
+    n_batches = config.data.steps_per_epoch or len(stream)
+    network = build_model(stores[0], config, objectives[0])
+    if config.start is not None:
+        load_start(network, config.start)
+    groups = parameter_groups(network, config.optimizer, config.start)
+    plain = torch.optim.AdamW(groups, weight_decay=config.optimizer.weight_decay)
+    steps = math.ceil(n_batches / config.optimizer.accumulate)
+    scheduler = build_schedule(plain, config.optimizer, epochs=config.epochs, steps=steps)
+    if config.device.compile:
+        network.compile(dynamic=True)
     model, optimizer = fabric.setup(network, plain)
     torch.manual_seed(config.seed + fabric.global_rank)  # same weights, other dropout
     return Job(
         config=config,
         fabric=fabric,
-        store=store,
-        objective=objective,
+        stores=stores,
+        objectives=objectives,
         stream=stream,
-        validation=_open_validation(store, config, ranks),
+        validation=_open_validation(stores, config, ranks),
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
-        n_steps=n_steps,
-    )
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, n_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if config.optimizer.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.optimizer.lr, total_steps=n_steps
+        carry=Carry(config.model),
+        n_batches=n_batches,
     )
 
 
 def _open_validation(
-    store: Store, config: TrainConfig, ranks: tuple[int, int]
-) -> TrialStream | None:
+    stores: tuple[Store, ...], config: TrainConfig, ranks: tuple[int, int]
+) -> tuple[TrialStream, ...]:
     split = config.data.validation_split
-    if split is None or split not in store.manifest.splits:
+    if split is None or any(split not in store.manifest.splits for store in stores):
         log.warning("no validation split: the last epoch counts as the best")
-        return None
+        return ()
     try:
-        return open_stream(store, config, split, ranks=ranks)
+        return tuple(open_split(stores, config, split, ranks=ranks))
     except InvalidSpecError:
         log.warning("validation split %r has no window: the last epoch counts as the best", split)
-        return None
+        return ()
 
 
 def resume_run(job: Job, *, fresh: bool, renew: bool = False) -> RunState:
@@ -145,7 +157,7 @@ def _load_last(job: Job, *, renew: bool) -> dict[str, Any] | None:
         return None
     try:
         saved = load_checkpoint(path)
-        check_same_run(saved["run"], describe_run(job.config, job.store, job.objective), path)
+        check_same_run(saved["run"], job.description, path)
         if renew and saved["state"]["best_epoch"]:
             load_checkpoint(path.with_name(BEST))  # without it nothing could be evaluated
     except (ResumeError, CorruptStoreError, CheckpointNotFoundError) as error:
@@ -165,6 +177,7 @@ def _restore(job: Job, saved: dict[str, Any]) -> RunState:
     job.fabric.strategy.precision.load_state_dict(saved["precision"])
     if state.stream is not None:
         job.stream.load_state_dict(state.stream)
+    job.carry.restore(saved["carry"], job.fabric)
     if not restore_rng(job.fabric, saved["rng"]):
         log.warning("another number of ranks: same batches, but dropout draws other masks")
     log.info("resumed %s after %d epochs, at step %d", job.config.out, state.epoch, state.step)
@@ -177,7 +190,8 @@ def save_run(job: Job, state: RunState, name: str) -> None:
     parts = {
         "model": job.model, "optimizer": job.optimizer, "scheduler": job.scheduler,
         "state": asdict(state) | {"loss_sum": float(mean)},
-        "run": describe_run(job.config, job.store, job.objective),
+        "run": job.description,
+        "carry": job.carry.gather(job.fabric),
     }  # fmt: skip
     save_checkpoint(job.fabric, job.config.out / name, parts)
 
@@ -197,9 +211,9 @@ def sum_up(job: Job, state: RunState, *, interrupted: bool, seconds: float) -> T
         best_loss=state.best_loss if math.isfinite(state.best_loss) else None,
         seconds=seconds,
         history=tuple(state.history),
-        store_version=job.store.version,
+        store_version=job.stores[0].version,
         device=str(job.fabric.device),
-        digest=digest_run(describe_run(job.config, job.store, job.objective)),
+        digest=digest_run(job.description),
     )
 
 

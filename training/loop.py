@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
 
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from loaders import Batch, TrialStream
+from loaders.mix import MixedStream
 from shards.errors import TrialShardsError
-from training.build import model_inputs, move_batch
+from training.build import move_batch
+from training.carry import Carry, run_model
 from training.checkpoint import BEST, LAST
 from training.config import TrainConfig
 from training.job import Job, prepare_job, resume_run, save_run, sum_up
@@ -78,26 +80,43 @@ def train_epoch(
 ) -> None:
     """Take the optimizer steps that are left of this epoch."""
     job.model.train()
-    clip_norm, save_every = job.config.optimizer.clip_norm, job.config.checkpoint_steps
-    for arrived in itertools.islice(batches, job.n_steps - state.step_in_epoch):
-        batch = move_batch(arrived, job.fabric.device)
-        output = job.model(*model_inputs(batch))
-        loss = step_loss(output, batch, job.objective, job.fabric.world_size)
-        job.fabric.backward(loss)
-        if clip_norm is not None:
-            # Half precision meets infinite gradients on its way; NaN is caught with the loss.
-            job.fabric.clip_gradients(
-                job.model, job.optimizer, max_norm=clip_norm, error_if_nonfinite=False
-            )
-        job.optimizer.step()
-        job.scheduler.step()
-        job.optimizer.zero_grad(set_to_none=True)
-        state.count_step(loss, batch.global_weight, job.stream.state_dict(batch))
+    save_every, n_saved = job.config.checkpoint_steps, state.step
+    while state.step_in_epoch < job.n_batches:
+        loss = optimizer_step(job, state, batches)
         recorder.step(loss)
-        if save_every and state.step % save_every == 0:
+        if save_every and state.step - n_saved >= save_every:
             save_run(job, state, LAST)
+            n_saved = state.step
         if stop.poll(job.fabric, state.step):
             return
+
+
+def optimizer_step(job: Job, state: RunState, batches: Iterator[Batch]) -> Tensor:
+    """Take one step by the gradient of the next batch, or of as many as are accumulated.
+
+    Returns:
+        The mean loss of the batches.
+    """
+    n_batches = min(job.config.optimizer.accumulate, job.n_batches - state.step_in_epoch)
+    total: Tensor | float = 0.0
+    for number in range(n_batches):
+        batch = move_batch(next(batches), job.fabric.device)
+        with job.fabric.no_backward_sync(job.model, enabled=number + 1 < n_batches):
+            output = run_model(job.model, batch, job.carry)
+            loss = step_loss(output, batch, job.objective(batch), job.fabric.world_size)
+            job.fabric.backward(loss / n_batches if n_batches > 1 else loss)
+        state.count_step(loss, batch.global_weight, job.stream.state_dict(batch))
+        total = total + loss.detach()
+    if job.config.optimizer.clip_norm is not None:
+        # Half precision meets infinite gradients on its way; NaN is caught with the loss.
+        job.fabric.clip_gradients(
+            job.model, job.optimizer, max_norm=job.config.optimizer.clip_norm,
+            error_if_nonfinite=False,
+        )  # fmt: skip
+    job.optimizer.step()
+    job.scheduler.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    return torch.as_tensor(total / n_batches)
 
 
 @torch.no_grad()
@@ -106,18 +125,19 @@ def validate(job: Job, stop: StopSignal) -> float | None:
 
     None without a validation split, and when a signal cut it short.
     """
-    if job.validation is None or stop.agreed:
+    if not job.validation or stop.agreed:
         return None
     job.model.eval()
     sums = torch.zeros(2, dtype=sum_dtype(job.fabric.device), device=job.fabric.device)
-    for step, arrived in enumerate(job.validation):
-        batch = move_batch(arrived, job.fabric.device)
-        output = job.model(*model_inputs(batch))
-        loss_B, there_B = row_losses(output, batch, job.objective)
-        weights_B = (batch.weights * there_B).to(sums.dtype)
-        sums += torch.stack([(weights_B * loss_B).sum(), weights_B.sum()])
-        if stop.poll(job.fabric, step):
-            return None
+    for stream, objective in zip(job.validation, job.objectives, strict=True):
+        carry = Carry(job.config.model)
+        for step, arrived in enumerate(stream):
+            batch = move_batch(arrived, job.fabric.device)
+            loss_B, there_B = row_losses(run_model(job.model, batch, carry), batch, objective)
+            weights_B = (batch.weights * there_B).to(sums.dtype)
+            sums += torch.stack([(weights_B * loss_B).sum(), weights_B.sum()])
+            if stop.poll(job.fabric, step):
+                return None
     total, weight = reduce_ranks(job.fabric, sums, "sum").tolist()
     return total / weight if weight else None
 
@@ -145,7 +165,7 @@ def finish_epoch(job: Job, state: RunState, val_loss: float | None, *, recorder:
     recorder.epoch(metrics)
 
 
-def endless(stream: TrialStream) -> Iterator[Batch]:
+def endless(stream: TrialStream | MixedStream) -> Iterator[Batch]:
     """Yield batches for ever, one stream epoch after the other."""
     while True:
         yield from stream

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from loaders import Batch, TrialStream
-from training.build import model_inputs, move_batch
+from training.build import move_batch
+from training.carry import Carry, run_model
 from training.loss import to_target_units
 from training.model import last_seen
+from training.sections import ModelConfig
+from training.streams import has_windows
 from training.target import Objective, target_channels
 
 Float64 = npt.NDArray[np.float64]
@@ -51,65 +54,95 @@ class Predictor:
 
     Attributes:
         model: In evaluation mode.
+        config: Its sizes.
         objective: What it was trained for.
         naive: The baseline where it is a constant: the train mean of each column, or the most
             frequent class of train.
-        last_only: Only each trial's last window and its last valid step; the stream must have
-            stride 1.
+        last_only: Only each trial's last row; windows must have stride 1.
     """
 
-    model: Callable[..., Tensor]
+    model: Callable[..., tuple[Tensor, Tensor | None]]
+    config: ModelConfig
     objective: Objective
     naive: tuple[float, ...]
     last_only: bool = False
 
     @torch.no_grad()
     def predict(self, stream: TrialStream, device: torch.device) -> Iterator[Predictions]:
-        """Yield predictions by trial, then row. The stream must not be shuffled."""
+        """Yield predictions by trial, then row; of lanes, as they come.
+
+        The stream must not be shuffled.
+        """
         per_trial = self.objective.kind in ("per_trial", "class")
         parts = self._per_trial(stream, device) if per_trial else self._per_row(stream, device)
         yield from parts
 
     def _outputs(self, stream: TrialStream, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield windows and what the model says of them, without filler, on the CPU."""
+        """Yield rows and what the model says of them, without filler, on the CPU."""
         n_rows = torch.from_numpy(stream.store.index.n_rows.copy())
-        reach = stream.windows.length + stream.windows.ahead
+        carry = Carry(self.config)
         for batch in stream:
-            keep_B = batch.trial >= 0
-            if self.last_only:
-                last_B = (n_rows[batch.trial.clamp(min=0)] - reach).clamp(min=0)
-                keep_B &= batch.start == last_B
-            if keep_B.any():
-                kept = select_rows(batch, keep_B)
-                there = move_batch(kept, device)
-                output = self.model(*model_inputs(there))
-                yield kept, output.cpu().double()
+            keep_B = self._wanted_rows(stream, batch, n_rows)
+            if batch.reset is None and not keep_B.any():
+                continue
+            # A lane's state goes through all chunks; a window that nobody wants is left out.
+            asked = batch if batch.reset is not None else select_rows(batch, keep_B)
+            output = run_model(self.model, move_batch(asked, device), carry).cpu().double()
+            if batch.reset is not None:
+                asked, output = select_rows(batch, keep_B), output[keep_B]
+            if len(asked):
+                yield asked, output
+
+    def _wanted_rows(self, stream: TrialStream, batch: Batch, n_rows: Tensor) -> Tensor:
+        """Return bool `[B]`: not filler, and if only the last is asked for, the trial's last."""
+        there_B = batch.trial >= 0
+        ends = self.last_only or self.objective.kind in ("per_trial", "class")
+        if batch.reset is not None and ends:
+            return there_B & (batch.start + batch.lengths == n_rows[batch.trial.clamp(min=0)])
+        if self.last_only and has_windows(stream):
+            reach = stream.windows.length + stream.windows.ahead
+            last_B = (n_rows[batch.trial.clamp(min=0)] - reach).clamp(min=0)
+            return there_B & (batch.start == last_B)
+        return there_B
 
     def _per_row(self, stream: TrialStream, device: torch.device) -> Iterator[Predictions]:
         for batch, output in self._outputs(stream, device):
             if self.objective.kind == "forecast":
-                yield _forecast(stream, batch, to_target_units(output, batch, self.objective))
+                said = to_target_units(output, batch, self.objective)
+                yield _forecast(stream, batch, said, self._new_steps(stream, batch))
             else:
-                mask_BL = self._new_steps(stream, batch)
-                window, step = (part.numpy() for part in mask_BL.nonzero(as_tuple=True))
-                truth = batch.targets.double()[mask_BL].numpy()
-                yield Predictions(
-                    trial=batch.trial.numpy()[window],
-                    row=batch.start.numpy()[window] + step,
-                    ahead=np.zeros_like(step),
-                    truth=truth,
-                    predicted=to_target_units(output, batch, self.objective)[mask_BL].numpy(),
-                    naive=np.broadcast_to(np.asarray(self.naive), truth.shape),
-                )
+                yield self._steps(batch, output, self._new_steps(stream, batch))
+
+    def _steps(self, batch: Batch, output: Tensor, mask_BL: Tensor) -> Predictions:
+        row, step = (part.numpy() for part in mask_BL.nonzero(as_tuple=True))
+        truth = batch.targets.double()[mask_BL].numpy()
+        scores = None
+        if self.objective.kind == "step_class":
+            scores = output[mask_BL].softmax(-1).numpy()
+            predicted = scores.argmax(1)[:, None].astype(np.float64)
+        else:
+            predicted = to_target_units(output, batch, self.objective)[mask_BL].numpy()
+        return Predictions(
+            trial=batch.trial.numpy()[row],
+            row=batch.start.numpy()[row] + step,
+            ahead=np.zeros_like(step),
+            truth=truth,
+            predicted=predicted,
+            naive=np.broadcast_to(np.asarray(self.naive), truth.shape),
+            scores=scores,
+        )
 
     def _new_steps(self, stream: TrialStream, batch: Batch) -> Tensor:
         """Return `[B, L]`: steps that the trial's previous window does not hold.
 
-        So each row is predicted once, by the window that gives it the longest past.
+        So each row is predicted once, by the window that gives it the longest past. Whole trials
+        and chunks of lanes do not overlap.
         """
         step_L = torch.arange(batch.valid.shape[1])
         if self.last_only:
             return step_L == (batch.lengths - 1)[:, None]
+        if not has_windows(stream):
+            return batch.valid
         fresh_BL = step_L >= batch.lengths[:, None] - stream.windows.stride
         return batch.valid & (fresh_BL | (batch.start == 0)[:, None])
 
@@ -140,19 +173,26 @@ class Predictor:
         )
 
 
-def _forecast(stream: TrialStream, batch: Batch, output: Tensor) -> Predictions:
-    """Return all steps of all windows; the baseline is persistence: the last seen value stays."""
-    channels, windows = target_channels(stream.store), stream.windows
-    seen_BK = last_seen(batch.values, batch.lengths, batch.observed, channels)
-    stays = seen_BK.double()[:, None].expand_as(output)
+def _forecast(stream: TrialStream, batch: Batch, output: Tensor, mask_BL: Tensor) -> Predictions:
+    """Return all steps ahead of each row; the baseline is persistence: the last value stays."""
+    channels, windows = target_channels(stream), stream.windows
+    dense = output.dim() == 4
+    if dense:
+        seen = batch.values[:, :, None, list(channels)]
+    else:
+        seen = last_seen(batch.values, batch.lengths, batch.observed, channels)[:, None]
+    stays = seen.double().expand_as(output)
+    parts = [stream.to_physical(part, batch) for part in (batch.targets.double(), output, stays)]
     ahead = np.arange(windows.steps) + windows.horizon
-    newest = (batch.start + batch.lengths - 1).numpy()
-    truth, predicted, naive = (
-        stream.to_physical(part, batch).flatten(0, 1).numpy()
-        for part in (batch.targets.double(), output, stays)
-    )
+    if dense:
+        row, step = mask_BL.nonzero(as_tuple=True)
+        parts = [part[mask_BL] for part in parts]
+        trial, newest = batch.trial[row].numpy(), (batch.start[row] + step).numpy()
+    else:
+        trial, newest = batch.trial.numpy(), (batch.start + batch.lengths - 1).numpy()
+    truth, predicted, naive = (part.flatten(0, 1).numpy() for part in parts)
     return Predictions(
-        trial=batch.trial.numpy().repeat(windows.steps),
+        trial=trial.repeat(windows.steps),
         row=(newest[:, None] + ahead).ravel(),
         ahead=np.tile(ahead, len(newest)),
         truth=truth,

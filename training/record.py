@@ -91,7 +91,7 @@ class Recorder:
         self.task = TaskID(0)
         self._started_s = self._observed_s = 0.0
         if self.progress is not None:
-            n_steps = job.config.epochs * job.n_steps
+            n_steps = job.config.epochs * job.n_batches
             self.task = self.progress.add_task("", total=n_steps, completed=state.step)
         self._start_epoch()
 
@@ -105,8 +105,9 @@ class Recorder:
     def step(self, loss: Tensor) -> None:
         """Record an optimizer step; every 50th time also its loss."""
         if self.progress is not None:
-            self.progress.advance(self.task)
-        if self.loggers and self.state.step % LOG_EVERY_STEPS == 0:
+            self.progress.update(self.task, completed=self.state.step)
+        n_new = self.job.config.optimizer.accumulate
+        if self.loggers and self.state.step % LOG_EVERY_STEPS < n_new:
             self.loggers[0].log_metrics({"step_loss": float(loss.detach())}, self.state.step)
         if self.observers.on_step is not None:
             self._observe(self.observers.on_step, loss)
@@ -118,7 +119,7 @@ class Recorder:
             metrics = {
                 "epoch": self.state.epoch + 1.0,
                 "step_in_epoch": float(self.state.step_in_epoch),
-                "steps_per_epoch": float(self.job.n_steps),
+                "steps_per_epoch": float(self.job.n_batches),
                 "step_loss": float(loss.detach()),
                 "rows_per_s": self.pace()["rows_per_s"],
             }

@@ -3,150 +3,157 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from loaders import TrialStream
-from shards import InvalidSpecError, Store
+from shards import Store
 from training.config import TrainConfig
 from training.model import last_seen
+from training.targetchecks import BINARY, check_codes, check_target
 
 Float64 = npt.NDArray[np.float64]
 Moments = tuple[Float64, Float64, Float64]
-BINARY = "binary_cross_entropy"
-# Windows that tell how much a channel changes over the horizon; more would not move the scale.
+# Forecasts that tell how much a channel changes over the horizon; more would not move the scale.
 N_SAMPLE = 4096
 _MOMENTS = ("count", "shift", "sum", "sum_sq")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The target of one run. The network predicts `(target - mean - base) / sd`, or a logit.
+    """The target of one run. The network predicts `(target - mean - base) / sd`, or logits.
 
     Attributes:
-        kind: `forecast`, `per_step`, `per_trial` or `class`.
+        kind: `forecast`, `per_step`, `per_trial`, `class` (of a trial) or `step_class`.
         columns: Names of the targets.
-        loss: `mse`, `huber`, `cross_entropy` or `binary_cross_entropy`.
+        loss: As `TargetConfig.loss`.
+        dense: Forecasts come from every step, as batches of trials and lanes have them.
         last_only: Per-step loss on the last valid step alone.
         clip: Bounds for training targets, physical units; infinite where there is none.
         base: Channels whose last seen value is the base of a forecast, one per column; without,
-            the base is 0.
+            the base is 0. Of a dense forecast it is the value at the step, as delivered.
         mean: `[K]`, of each target over the train trials.
         sd: `[1, K]` likewise; of a forecast with a base `[steps, K]`, the root mean square of the
             change, so that a loss of 1 is the loss of persistence.
+        quantiles: What is said of each target, with the quantile loss; else empty.
+        n_classes: 0 unless a class.
+        huber_delta: As in the config; so are `label_smoothing` and `positive_weight`.
     """
 
     kind: str
     columns: tuple[str, ...]
     loss: str
+    dense: bool = False
     last_only: bool = False
     clip: tuple[float, float] = (-np.inf, np.inf)
     base: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0,)
     sd: tuple[tuple[float, ...], ...] = ((1.0,),)
+    quantiles: tuple[float, ...] = ()
+    n_classes: int = 0
+    huber_delta: float = 1.0
+    label_smoothing: float = 0.0
+    positive_weight: float = 1.0
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the network says of one step or row."""
+        return self.n_classes or len(self.columns) * max(1, len(self.quantiles))
+
+    @property
+    def middle(self) -> int:
+        """Place of the quantile that is the prediction: the one nearest to .5."""
+        return int(np.abs(np.asarray(self.quantiles) - 0.5).argmin())
 
 
 def choose_objective(config: TrainConfig, train: TrialStream) -> Objective:
-    """Return what a run learns.
+    """Return what a run learns of one store.
 
     Args:
         config: Loss, clip.
-        train: The train windows, all ranks' share of them, so that every rank finds the same.
+        train: The train rows, all ranks' share of them, so that every rank finds the same.
 
     Raises:
         InvalidSpecError: If the config asks for what this kind of target cannot do, or a target
-            that shall be binary is not.
+            that shall be binary, or a class, is not.
     """
-    schema, target = train.target, config.target
-    kind = "class" if schema.classes is not None else schema.kind
-    loss = target.loss or ("cross_entropy" if kind == "class" else "mse")
-    _check_target(kind, config, loss)
-    if loss == BINARY:
-        check_binary(train.store, config.data.train_split, config.data.validation_split)
-    low, high = target.clip or (None, None)
-    base = target_channels(train.store) if kind == "forecast" and config.model.residual else ()
-    mean, sd = np.zeros(1), np.ones((1, 1))
-    if base:
-        sd = change_scale(train, base)
-    elif kind in ("per_step", "per_trial") and loss != BINARY:
-        mean, column_sd = target_statistics(train.store, config.data.train_split)
-        sd = column_sd[None]
-    return Objective(
+    kind, loss = target_kind(config, train), config.target.loss
+    loss = loss or ("cross_entropy" if kind in ("class", "step_class") else "mse")
+    check_target(kind, config, loss, n_columns=len(train.target.columns))
+    n_classes = config.target.classes or len(train.classes or ())
+    if loss == BINARY or kind == "step_class":
+        splits = (config.data.train_split, config.data.validation_split)
+        check_codes(train.store, loss, 2 if loss == BINARY else n_classes, splits)
+    dense = kind == "forecast" and config.data.batches != "windows"
+    objective = Objective(
         kind=kind,
-        columns=schema.columns,
+        columns=train.target.columns,
         loss=loss,
-        last_only=target.loss_on == "last",
-        clip=(-np.inf if low is None else low, np.inf if high is None else high),
-        base=base,
-        mean=tuple(mean.tolist()),
-        sd=tuple(tuple(row) for row in sd.tolist()),
+        dense=dense,
+        last_only=config.target.loss_on == "last",
+        clip=_bounds(config),
+        quantiles=config.target.quantiles if loss == "quantile" else (),
+        n_classes=n_classes if kind in ("class", "step_class") else 0,
+        huber_delta=config.target.huber_delta,
+        label_smoothing=config.target.label_smoothing,
+        positive_weight=config.target.positive_weight,
     )
+    return _with_scale(objective, config, train)
 
 
-def _check_target(kind: str, config: TrainConfig, loss: str) -> None:
-    target = config.target
-    losses = {"class": ("cross_entropy",), "per_step": ("mse", "huber", BINARY)}
-    clips = kind in ("per_step", "per_trial") and loss != BINARY
-    checks = (
-        ("loss", loss, loss in losses.get(kind, ("mse", "huber")),
-         f"cross_entropy for classes, mse or huber for values, {BINARY} for 0 or 1 per step"),
-        ("clip", target.clip, target.clip is None or clips,
-         "null: only values per step or per trial are clipped"),
-        ("loss_on", target.loss_on, target.loss_on == "all" or kind == "per_step",
-         "all: there is one prediction per window anyway"),
-    )  # fmt: skip
-    for name, got, good, wanted in checks:
-        if not good:
-            raise InvalidSpecError(
-                f"target.{name} is {got!r} for a target of kind {kind}; wanted {wanted}. "
-                f"Mend target.{name} in the training config."
-            )
+def target_kind(config: TrainConfig, train: TrialStream) -> str:
+    """Return the `kind` of the objective."""
+    if train.classes is not None:
+        return "class"
+    if train.target.kind == "per_step" and config.target.classes is not None:
+        return "step_class"
+    return train.target.kind
 
 
-def check_binary(store: Store, *splits: str | None) -> None:
-    """Refuse targets per step that are neither 0 nor 1 nor missing.
-
-    In layout windows rows that lie in no window are not stored, and so not looked at; no batch
-    has them.
-
-    Raises:
-        InvalidSpecError: Naming the first such trial, column and value.
-    """
-    wanted = [store.split_code(split) for split in splits if split in store.manifest.splits]
-    for number in np.flatnonzero(np.isin(store.index.split, wanted)).tolist():
-        rows = store.trial_rows(number, "targets")
-        wrong = ~((rows == 0) | (rows == 1) | np.isnan(rows))
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            raise InvalidSpecError(
-                f"target.loss is {BINARY!r}, but {store.manifest.target.columns[column]!r} of "
-                f"trial {store.index.id_of(number)!r} is {rows[row, column]:g} at row {row}; "
-                "wanted 0, 1 or missing. Take target.loss mse, or derive a column of 0 and 1."
-            )
+def _bounds(config: TrainConfig) -> tuple[float, float]:
+    low, high = config.target.clip or (None, None)
+    return (-np.inf if low is None else low, np.inf if high is None else high)
 
 
-def target_channels(store: Store) -> tuple[int, ...]:
+def _with_scale(objective: Objective, config: TrainConfig, train: TrialStream) -> Objective:
+    """Return the objective with the base, mean and sd of its targets."""
+    if objective.kind == "forecast" and config.model.residual:
+        base = target_channels(train)
+        sd = change_scale(train, base, dense=objective.dense)
+        return replace(objective, base=base, sd=tuple(map(tuple, sd.tolist())))
+    if objective.kind in ("per_step", "per_trial") and objective.loss != BINARY:
+        mean, column_sd = target_statistics(train.store, config.data.train_split)
+        return replace(objective, mean=tuple(mean.tolist()), sd=(tuple(column_sd.tolist()),))
+    return objective
+
+
+def target_channels(stream: TrialStream) -> tuple[int, ...]:
     """Return the channel numbers of a forecast's columns."""
-    names = [channel.name for channel in store.manifest.channels]
-    return tuple(names.index(column) for column in store.manifest.target.columns)
+    names = [channel.name for channel in stream.store.manifest.channels]
+    return tuple(names.index(column) for column in stream.target.columns)
 
 
-def change_scale(train: TrialStream, base: tuple[int, ...]) -> Float64:
+def change_scale(train: TrialStream, base: tuple[int, ...], *, dense: bool) -> Float64:
     """Return float64 `[steps, K]`: root mean square of target - last seen value.
 
-    Units of the delivered values; over the first windows of the train order, which is shuffled.
+    Units of the delivered values; over the first rows of the train order, which is shuffled.
     """
-    n_batches = -(-N_SAMPLE // train.options.batch_size)
     squares, count = torch.zeros(2, train.windows.steps, len(base), dtype=torch.float64)
-    for batch in islice(train, n_batches):
-        seen_BK = last_seen(batch.values, batch.lengths, batch.observed, base)
-        change = batch.targets.double() - seen_BK[:, None]
+    n_seen = 0
+    for batch in train:
+        if dense:
+            seen = batch.values[:, :, None, list(base)]
+        else:
+            seen = last_seen(batch.values, batch.lengths, batch.observed, base)[:, None]
+        change = (batch.targets.double() - seen).flatten(0, -3)
         squares += change.nan_to_num(0.0).square().sum(0)
         count += change.isfinite().sum(0)
+        n_seen += len(change)
+        if n_seen >= N_SAMPLE:
+            break
     rms: Float64 = (squares / count.clamp(min=1)).sqrt().numpy()
     return np.where(rms > 0, rms, 1.0)
 

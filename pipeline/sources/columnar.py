@@ -18,7 +18,7 @@ from polars.exceptions import PanicException
 from pipeline.files import Refusal, RefusedError, SourceFile
 from pipeline.sources.arrowvalues import numbers_of, plain_column, texts_of
 from pipeline.sources.decompress import decompress
-from pipeline.sources.layout import positions_of
+from pipeline.sources.layout import DelimitedLayout, positions_of
 from pipeline.sources.numpyfiles import npy_columns, npz_columns
 from pipeline.sources.rawfile import ReadRefusedError, parse_error, read_stable, refusal_of
 from pipeline.trials import NO_TEXT, Table
@@ -89,6 +89,24 @@ def read_columnar(
         else:
             refusals.append(refusal_of(file, outcome))
     return tables, refusals
+
+
+def table_of_columns(
+    file: SourceFile, columns: pa.Table, layout: ColumnarLayout | DelimitedLayout
+) -> Table:
+    """Return what a file with these columns would be read as.
+
+    Args:
+        file: What to call it.
+        columns: One trial, flat columns of any type.
+        layout: Which columns are wanted, and what is missing in them.
+
+    Raises:
+        RefusedError: As the readers do.
+    """
+    positions_of(layout.wanted, columns.column_names, advice="correct the name")
+    _check_size(columns.num_rows, layout)
+    return _table_of(file, "", {name: columns[name] for name in layout.wanted}, layout)
 
 
 def _read_one(root: Path, file: SourceFile, layout: ColumnarLayout) -> Table | RefusedError:
@@ -166,7 +184,7 @@ def _read_arrow(data: bytes, layout: ColumnarLayout) -> pa.Table:
     return table
 
 
-def _check_size(n_rows: int, layout: ColumnarLayout) -> None:
+def _check_size(n_rows: int, layout: ColumnarLayout | DelimitedLayout) -> None:
     if n_rows <= 0:
         raise RefusedError("no_rows", "holds no rows; record it again, or exclude it")
     if n_rows * len(layout.wanted) * 8 > LIMIT_BYTES:
@@ -181,7 +199,10 @@ def _too_large(what: str) -> ReadRefusedError:
 
 
 def _table_of(
-    file: SourceFile, xxh3: str, columns: Mapping[str, pa.ChunkedArray], layout: ColumnarLayout
+    file: SourceFile,
+    xxh3: str,
+    columns: Mapping[str, pa.ChunkedArray],
+    layout: ColumnarLayout | DelimitedLayout,
 ) -> Table:
     plain = {name: plain_column(column) for name, column in columns.items()}
     n_rows = len(plain[layout.wanted[0]])

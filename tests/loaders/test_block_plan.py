@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loaders import order
+from loaders import epochorder
 from loaders.blocks import BlockPlan
-from loaders.order import EpochOrder, EpochPlan, largest_remainder
+from loaders.epochorder import EpochOrder
+from loaders.order import EpochPlan, largest_remainder
 from shards import InvalidSpecError
 
 seeds = st.integers(0, 2**63 - 1)
@@ -134,10 +135,12 @@ def fresh(plan):
 
 @given(plan=plans(), size=st.integers(1, 50), data=st.data())
 def test_an_epoch_is_read_in_batches_as_any_other_order(plan, size, data, monkeypatch):
-    monkeypatch.setattr(order, "BLOCK", data.draw(st.integers(1, 40)))
+    for name in ("BLOCK", "SHORT_BLOCK"):
+        monkeypatch.setattr(epochorder, name, data.draw(st.integers(1, 40)))
     reader = EpochOrder(plan, 2, lambda trial, window: (trial, window))
     whole = epoch_of(plan, 2)
-    for step in range(data.draw(st.integers(0, 2)), plan.n_steps(size)):
+    first, every = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 4))
+    for step in range(first, plan.n_steps(size), every):
         first, last = step * size, min(plan.n_draws, (step + 1) * size)
         for got, want in zip(reader.read(first, last), whole, strict=True):
             assert np.array_equal(got, want[first:last])

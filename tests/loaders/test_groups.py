@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from loaders import Balance
 from loaders.balance import draw_quotas, group_quotas
+from loaders.epochorder import BLOCK, EpochOrder
 from loaders.groups import GroupPlan, multiply_modulo
-from loaders.order import BLOCK, EpochOrder, EpochPlan
+from loaders.order import EpochPlan
 from shards import InvalidSpecError
 
 seeds = st.integers(0, 2**63 - 1)
@@ -101,7 +102,7 @@ def test_blocks_of_an_order_are_parts_of_the_plan():
     plan = GroupPlan(np.array([BLOCK, 3, BLOCK]), np.array([0, 1, 0]), np.array([BLOCK, 9]), 3)
     order = EpochOrder(plan, 2, lambda trial, window: (trial, window))
     whole = epoch_of(plan, 2)
-    for first in (0, BLOCK - 5, 17):
+    for first in (0, BLOCK - 5, 17, 317, 617, 917, plan.n_draws - 9):
         for got, want in zip(order.read(first, first + 9), whole, strict=True):
             assert got.tolist() == want[first : first + 9].tolist()
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loaders import order
+from loaders import epochorder
+from loaders.epochorder import EpochOrder
 from loaders.order import (
-    EpochOrder,
     EpochPlan,
     largest_remainder,
     permute,
@@ -167,16 +167,39 @@ def test_ranks_and_workers_divide_the_steps_exactly(
     assert positions == list(range(plan.n_draws))
 
 
-@given(n_windows=counts, batch_size=st.integers(1, 50), data=st.data())
-def test_blocks_do_not_show(n_windows, batch_size, data, monkeypatch):
+@given(n_windows=counts, batch_size=st.integers(1, 50), n_workers=st.integers(1, 7), data=st.data())
+def test_blocks_do_not_show(n_windows, batch_size, n_workers, data, monkeypatch):
+    """Nor does it show which steps a worker leaves out, or that a reader goes elsewhere."""
     plan = plan_of(n_windows, seed=9)
     whole = epoch_of(plan, 2)
-    monkeypatch.setattr(order, "BLOCK", data.draw(st.integers(1, 40)))
+    for name in ("BLOCK", "SHORT_BLOCK"):
+        monkeypatch.setattr(epochorder, name, data.draw(st.integers(1, 40)))
     reader = EpochOrder(plan, 2, lambda trial, window: (trial, window))
-    for step in range(data.draw(st.integers(0, 2)), plan.n_steps(batch_size)):
+    n_steps = plan.n_steps(batch_size)
+    steps = list(range(data.draw(st.integers(0, 2)), n_steps, n_workers))
+    steps += data.draw(st.lists(st.integers(0, n_steps - 1), max_size=4))
+    for step in steps:
         first, last = step * batch_size, min(plan.n_draws, (step + 1) * batch_size)
         for got, want in zip(reader.read(first, last), whole, strict=True):
             assert np.array_equal(got, want[first:last])
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 16])
+def test_a_worker_evaluates_its_own_steps_alone(n_workers):
+    plan = plan_of([300_000], seed=9)
+    evaluated = []
+
+    def resolve(trial, window):
+        evaluated.append(len(trial))
+        return trial, window
+
+    reader = EpochOrder(plan, 0, resolve)
+    steps = worker_steps(0, plan.n_steps(256), worker=n_workers - 1, n_workers=n_workers)
+    for step in steps:
+        reader.read(step * 256, min(plan.n_draws, (step + 1) * 256))
+    assert sum(evaluated) <= len(steps) * 256 + epochorder.SHORT_BLOCK
+    most = epochorder.BLOCK if n_workers == 1 else epochorder.SHORT_BLOCK
+    assert max(evaluated) == most
 
 
 @given(

@@ -21,7 +21,8 @@ from training.binary import average_precision, binary_summary, log_loss
 from training.checkpoint import load_checkpoint
 from training.loss import row_losses, to_target_units
 from training.score import auroc
-from training.target import BINARY, Objective, check_binary
+from training.target import Objective
+from training.targetchecks import BINARY, check_codes
 
 # Few distinct scores, so that ties are common.
 SCORES = st.lists(st.tuples(st.sampled_from([0, 0.1, 0.25, 0.5, 0.9, 1]), st.booleans()))
@@ -178,8 +179,8 @@ def test_other_targets_are_refused_by_trial_column_and_value(tmp_path: Path) -> 
         train(config)
     assert not config.out.exists()
     with pytest.raises(InvalidSpecError, match="'t001'"):
-        check_binary(store, "test")
-    check_binary(store, None, "no such split")
+        check_codes(store, BINARY, 2, ["test"])
+    check_codes(store, BINARY, 2, [None, "no such split"])
 
 
 @pytest.mark.parametrize(

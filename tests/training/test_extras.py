@@ -59,7 +59,7 @@ def test_it_computes_what_the_equations_say(observed: bool) -> None:
     model = TrialLSTM(2, 1, SMALL, observed=observed, steps=0, extras=BOTH)
     values, lengths, codes, statics, static_codes = random_inputs()
     mask = torch.rand(values.shape) > 0.5 if observed else None
-    got = model(values, lengths, mask, codes, statics, static_codes).detach()
+    got = model(values, lengths, mask, codes, statics, static_codes)[0].detach()
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("extras")}
     table = model.extras.tables[0].weight.detach().numpy()
     static_table = model.extras.static_tables[0].weight.detach().numpy()
@@ -86,13 +86,13 @@ def test_it_computes_what_the_equations_say(observed: bool) -> None:
 def test_code_0_adds_nothing_and_is_never_trained() -> None:
     extras = Extras(BOTH)
     values, _, codes, statics, static_codes = random_inputs()
-    parts = extras(values, torch.zeros_like(codes), statics, torch.zeros_like(static_codes))
+    parts, _ = extras(values, torch.zeros_like(codes), statics, torch.zeros_like(static_codes))
     assert sum(part.shape[-1] for part in parts) == extras.width
     one_hot, embedded, _, embedded_static = parts
     assert not one_hot.any()
     assert not embedded.any()
     assert not embedded_static.any()
-    torch.cat(extras(values, codes, statics, static_codes), -1).square().sum().backward()
+    torch.cat(extras(values, codes, statics, static_codes)[0], -1).square().sum().backward()
     for table in (*extras.tables, *extras.static_tables):
         assert not table.weight.grad[0].any()
         assert table.weight.grad.any()
@@ -117,7 +117,7 @@ def test_empty_vocabularies_are_no_error() -> None:
     model = TrialLSTM(2, 1, SMALL, extras=empty)
     codes = torch.zeros(3, 7, 2, dtype=torch.int64)
     values, lengths, *_ = random_inputs()
-    out = model(values, lengths, None, codes, torch.zeros(3, 0), codes[:, 0, :1])
+    out, _ = model(values, lengths, None, codes, torch.zeros(3, 0), codes[:, 0, :1])
     assert out.isfinite().all()
 
 
@@ -199,7 +199,7 @@ def test_a_word_that_train_does_not_know_is_predicted_without(config: Any) -> No
     row = batch.trial.tolist().index(6)
     assert not batch.codes[row, :, 0].any()
     assert batch.codes[row, :, 1].all()
-    assert model(*model_inputs(batch)).isfinite().all()
+    assert model(*model_inputs(batch))[0].isfinite().all()
 
 
 def test_another_vocabulary_is_another_run(config: Any, tmp_path: Path) -> None:
@@ -209,4 +209,4 @@ def test_another_vocabulary_is_another_run(config: Any, tmp_path: Path) -> None:
     other = word_store(tmp_path / "other", seed=1)
     objective = choose_objective(config, TrialStream(other))
     with pytest.raises(ResumeError, match="was trained on other data"):
-        check_same_run(saved["run"], describe_run(config, other, objective), config.out)
+        check_same_run(saved["run"], describe_run(config, [other], [objective]), config.out)

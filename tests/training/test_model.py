@@ -20,7 +20,7 @@ SMALL = ModelConfig(hidden=8, layers=2, dropout=0.0, head=(5,))
 def test_output_shapes(steps: int | None, shape: tuple[int, ...], observed: bool) -> None:
     model = TrialLSTM(3, 2, SMALL, observed=observed, steps=steps)
     mask = torch.rand(3, 7, 3) > 0.5 if observed else None
-    assert model(torch.randn(3, 7, 3), torch.tensor([7, 2, 0]), mask).shape == shape
+    assert model(torch.randn(3, 7, 3), torch.tensor([7, 2, 0]), mask)[0].shape == shape
 
 
 @pytest.mark.parametrize("steps", [4, None])
@@ -29,7 +29,7 @@ def test_what_follows_the_last_valid_step_does_not_matter(steps: int | None) -> 
     lengths = torch.tensor([7, 2, 4])
     x = torch.randn(3, 7, 3)
     junk = torch.where((torch.arange(7) < lengths[:, None])[:, :, None], x, 1e6)
-    assert torch.equal(model(x, lengths, None), model(junk, lengths, None))
+    assert torch.equal(model(x, lengths, None)[0], model(junk, lengths, None)[0])
 
 
 def test_steps_see_only_their_past() -> None:
@@ -37,7 +37,7 @@ def test_steps_see_only_their_past() -> None:
     x = torch.randn(1, 7, 3)
     later = x.clone()
     later[:, 4:] += 1
-    a, b = (model(part, torch.tensor([7]), None) for part in (x, later))
+    a, b = (model(part, torch.tensor([7]), None)[0] for part in (x, later))
     assert torch.equal(a[:, :4], b[:, :4])
     assert not torch.equal(a[:, 4:], b[:, 4:])
 
@@ -46,16 +46,16 @@ def test_it_computes_what_the_equations_say() -> None:
     model = TrialLSTM(3, 2, SMALL, observed=True, steps=0)
     x, mask = torch.randn(1, 7, 3), torch.rand(1, 7, 3) > 0.5
     want = numpy_network(model.state_dict(), torch.cat([x, mask.float()], -1)[0].numpy())
-    got = model(x, torch.tensor([7]), mask)[0].detach()
+    got = model(x, torch.tensor([7]), mask)[0][0].detach()
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_dropout_acts_between_layers_in_training_only() -> None:
     model = TrialLSTM(3, 2, ModelConfig(hidden=8, layers=2, dropout=0.5), steps=None)
     x, n = torch.randn(2, 5, 3), torch.tensor([5, 5])
-    assert not torch.equal(model(x, n, None), model(x, n, None))
+    assert not torch.equal(model(x, n, None)[0], model(x, n, None)[0])
     model.eval()
-    assert torch.equal(model(x, n, None), model(x, n, None))
+    assert torch.equal(model(x, n, None)[0], model(x, n, None)[0])
     one = TrialLSTM(3, 2, ModelConfig(hidden=8, layers=1, dropout=0.5), steps=None)
     assert torch.equal(one(x, n, None), one(x, n, None))
 

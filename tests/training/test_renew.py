@@ -78,7 +78,7 @@ def test_what_cannot_be_read_starts_over(
     elif damage == "no best":
         (config.out / BEST).unlink()
     else:
-        monkeypatch.setattr("training.checkpoint.VERSION", 2)
+        monkeypatch.setattr("training.checkpoint.VERSION", 3)
     told: list[float] = []
     second = train(config, renew=True, on_metrics=lambda _, metrics: told.append(metrics["epoch"]))
     assert told == [1, 2]

@@ -18,7 +18,7 @@ import training.loop
 from shards import CorruptStoreError, Store
 from shards.errors import ResumeError
 from training import evaluate, progress_bar, train
-from training.build import open_stream
+from training.streams import open_stream
 from training.checkpoint import load_checkpoint
 from training.loop import TrainingDivergedError
 from training.loss import row_losses
@@ -108,7 +108,7 @@ def test_validation_loss_is_the_weighted_mean_over_the_split(tmp_path: Path) -> 
     total = count = 0.0
     for batch in open_stream(store, config, "val"):
         with torch.no_grad():
-            out = model(batch.values, batch.lengths, batch.observed)
+            out, _ = model(batch.values, batch.lengths, batch.observed)
         rows, there = row_losses(out, batch, Objective(**saved["run"]["objective"]))
         total += float((batch.weights * rows)[there].sum())
         count += float(batch.weights[there].sum())

@@ -17,7 +17,8 @@ from trialfolders import build_checked, write_spec, write_trial
 from shards import InvalidSpecError, Store
 from training import TrainConfig, evaluate, train
 from training.checkpoint import load_checkpoint
-from training.target import BINARY, check_binary, target_statistics
+from training.target import target_statistics
+from training.targetchecks import BINARY, check_codes
 
 CLEAN = {"missing": "none", "then": "mask", "drop_trial_if_missing": 1.0}
 PER_STEP = {"kind": "per_step", "channels": None}
@@ -132,7 +133,7 @@ def test_statistics_of_targets_do_not_hang_on_the_shape(tmp_path: Path) -> None:
 def test_targets_that_are_not_binary_are_refused_in_every_shape(tmp_path: Path) -> None:
     for store in build_shapes(tmp_path, "per_step"):
         with pytest.raises(InvalidSpecError, match=r"'effort' of trial .* is 1\d\d"):
-            check_binary(store, "train")
+            check_codes(store, BINARY, 2, ["train"])
 
 
 def test_windows_are_scored_as_stored_or_refused_with_the_remedy(tmp_path: Path) -> None:
