@@ -41,7 +41,7 @@ class Browser:
 
     def open_page(self) -> Page:
         page = self.context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         return page
 
     def photograph(self, name: str) -> list[Path]:
