@@ -56,7 +56,7 @@ class Size:
     n_shards: int
 
 
-FULL = Size("full", 15, 16, 3, ("fork", "spawn"), 10, 200, 5000)
+FULL = Size("full", 15, 16, 3, ("fork", "spawn"), 10, 100, 5000)
 QUICK = Size("quick", 3, 4, 1, ("fork",), 0.05, 40, 500)
 SMALL = WindowSpec(length=64, stride=64, steps=1)
 

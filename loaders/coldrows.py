@@ -18,6 +18,10 @@ import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 
+KEPT = 16_384
+"""Windows after which the process lets go of what it has mapped; the page cache keeps it. Each may
+be the only one in its 2 MiB, for which the system keeps a table of 4 KiB: 64 MiB of them."""
+
 
 def memory_bytes() -> int:
     """Return the memory of this machine, or what its control group may use of it."""
@@ -38,13 +42,18 @@ class ColdRows:
 
     def __init__(self, mapped: npt.NDArray[Any]) -> None:
         self._address = mapped.__array_interface__["data"][0]
-        self._item_bytes = mapped.itemsize
+        self._size_bytes, self._item_bytes = mapped.nbytes, mapped.itemsize
         self._advise = ctypes.CDLL(None).madvise
         self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        self._advise(self._address, mapped.nbytes, mmap.MADV_RANDOM)
+        self._advise(self._address, self._size_bytes, mmap.MADV_RANDOM)
+        self._left = KEPT
 
     def ask(self, first: Int64, width: int) -> None:
         """Ask for `width` elements from each of `first` on. What it says is advice: none fails."""
+        self._left -= len(first)
+        if self._left < 0:
+            self._left = KEPT
+            self._advise(self._address, self._size_bytes, mmap.MADV_DONTNEED)
         pages = ~(mmap.PAGESIZE - 1)
         begin = self._address + first * self._item_bytes
         size_bytes = begin + width * self._item_bytes - (begin & pages)

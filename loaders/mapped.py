@@ -55,6 +55,7 @@ class MappedRows:
             self._windows = FlatWindows(torch.from_numpy(self._array))
         is_cold = at_random and spec.row_bytes * int(index.n_rows[trials].sum()) > memory_bytes()
         self._cold = ColdRows(self._array) if is_cold else None
+        self._reach = most_rows * self._width
 
     def locate(self, trial: Int64, row: Int64) -> Int64:
         """Return the element where the window at `row` of `trial` (a position in the list) begins.
@@ -81,6 +82,6 @@ class MappedRows:
         """
         rows = out.view(len(out), out.shape[1] * out.shape[2])
         if self._cold is not None:
-            self._cold.ask(element, rows.shape[1])
+            self._cold.ask(element, max(self._reach, rows.shape[1]))
         self._windows.copy(element, rows)
         return rows

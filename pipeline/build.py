@@ -48,14 +48,37 @@ def build(
         TooManyQuarantinedError: If more files were refused than `max_quarantined` allows.
         CommitConflictError: If another build committed meanwhile.
     """
-    began = time.perf_counter()
     space = Workspace.open(spec_path, store)
+    fitted = Fitted(refit=refit, given=None if fit is None else _read_fit(fit))
+    return build_space(space, fitted, on_progress=on_progress, n_workers=n_workers)
+
+
+def build_space(
+    space: Workspace,
+    fitted: Fitted | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    n_workers: int | None = None,
+) -> BuildReport:
+    """Do what `build` does, of a specification that was read already.
+
+    Args:
+        space: Specification and store.
+        fitted: What is not fitted as usual.
+        on_progress: Called after every batch of files.
+        n_workers: Threads; by default one per processor.
+
+    Raises:
+        InvalidSpecError: If the specification does not fit the files, or none can be used.
+        TooManyQuarantinedError: If more files were refused than `max_quarantined` allows.
+        CommitConflictError: If another build committed meanwhile.
+    """
+    began, fitted = time.perf_counter(), fitted or Fitted()
     with building(space.store):
         after, base = newest_version(space.store), space.base()
         delta = space.look(base)
         if delta is None:
             delta = space.delta(space.scan(), base)
-        fitted = Fitted(refit=refit, given=None if fit is None else _read_fit(fit))
         asked = space.spec.model_dump(mode="json")
         if fitted == Fitted() and base is not None and is_settled(base, delta, asked):
             return unchanged(base, began)

@@ -123,13 +123,7 @@ class Transform:
         batch = refuse_beyond(prepare_tables([table], [], recipe), recipe, self.store.fit)
         if batch.refusals:
             raise TrialRefusedError(batch.refusals[0])
-        found = trials_of(batch, {trial: trial}, self.store)
-        if len(found) != 1:
-            raise InvalidSpecError(
-                f"the frame of trial {trial!r} holds {len(found)} trials, by "
-                f"{', '.join(recipe.spec.source.split_on)}; wanted one. Apply to each by itself."
-            )
-        return found[0]
+        return _only(trials_of(batch, {trial: trial}, self.store), recipe)
 
     def read(
         self, paths: str | Path | Sequence[str | Path], *, root: str | Path | None = None
@@ -160,3 +154,12 @@ class Transform:
                 f"attribute {unknown[0]!r} is an input of {self.store.path}, and no column says "
                 f"it; pass attributes={{{unknown[0]!r}: ...}}, None where it is not known."
             )
+
+
+def _only(found: list[NewTrial], recipe: InputRecipe) -> NewTrial:
+    if len(found) != 1:
+        raise InvalidSpecError(
+            f"the frame holds {len(found)} trials, by {', '.join(recipe.spec.source.split_on)}; "
+            "wanted one. Apply to each by itself."
+        )
+    return found[0]

@@ -38,11 +38,6 @@ class InputRecipe(Recipe):
     has_folder: bool = False
 
     @cached_property
-    def attribute_names(self) -> list[str]:
-        """All attributes that a trial may have, sorted."""
-        return sorted({*super().attribute_names, *self.given})
-
-    @cached_property
     def needed_attributes(self) -> frozenset[str]:
         """Attributes that are inputs, or that inputs are made of."""
         return _needed(self.spec)[1] & {*self.attribute_names, *self.spec.static}
@@ -73,9 +68,19 @@ class InputRecipe(Recipe):
 
     def telling(self, names: Collection[str]) -> InputRecipe:
         """Return the recipe for a trial that comes with some attributes."""
-        attributes = {n: one for n, one in self.spec.attributes.items() if n not in names}
-        spec = self.spec.model_copy(update={"attributes": attributes})
-        return replace(self, spec=spec, given=self.given | set(names))
+        key = frozenset(names) - self.given
+        if key and key not in self._told:  # what it resolves takes as long as a small trial
+            attributes = {n: one for n, one in self.spec.attributes.items() if n not in key}
+            spec = self.spec.model_copy(update={"attributes": attributes})
+            self._told[key] = replace(self, spec=spec, given=self.given | key)
+        return self._told.get(key, self)
+
+    @cached_property
+    def _told(self) -> dict[frozenset[str], InputRecipe]:
+        return {}
+
+    def _found_groups(self) -> set[str]:
+        return super()._found_groups() | self.given
 
 
 def open_recipe(store: Store, dataset: str | Path | None = None) -> InputRecipe:

@@ -7,9 +7,10 @@ targets: those of new files are not known.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +22,25 @@ from pipeline.pack import pack_trials
 from pipeline.transform import Transform
 from pipeline.transformfiles import finish_files, look_at
 from shards import Store
-from shards.manifest import Manifest
+from shards.manifest import Manifest, ShardEntry
 from shards.version import QUARANTINE_SCHEMA, VersionDraft, publish_version
 
 NEW = "new"
 """The split that new trials are in."""
+
+
+class Origin(NamedTuple):
+    """Where a row of the new store's index comes from.
+
+    Attributes:
+        trial: Id of the trial that it is, or is a segment of.
+        first_row: The trial's row that it begins with.
+        source: The file, as it was named.
+    """
+
+    trial: str
+    first_row: int
+    source: str
 
 
 @dataclass(frozen=True)
@@ -35,12 +50,23 @@ class NewStore:
     Attributes:
         store: With the trials; None where none was accepted.
         refusals: Files, and trials of files with many, that a build would quarantine.
-        sources: Trial id, or that of a segment -> its file, as it was named.
+        origins: By id in the new store.
     """
 
     store: Store | None
     refusals: tuple[Refusal, ...]
-    sources: dict[str, str]
+    origins: Mapping[str, Origin]
+
+    def last_segments(self) -> list[int]:
+        """Return the trial numbers that hold the last rows of each trial, in order."""
+        if self.store is None:
+            return []
+        newest: dict[str, tuple[int, int]] = {}
+        for number in range(len(self.store.index)):
+            origin = self.origins[self.store.index.id_of(number)]
+            found = (origin.first_row, number)
+            newest[origin.trial] = max(found, newest.get(origin.trial, found))
+        return sorted(number for _, number in newest.values())
 
 
 def write_new_store(
@@ -67,7 +93,6 @@ def write_new_store(
     refusals = list(new.refusals)
     done = finish_files(new, transform.recipe, transform.store.fit, refusals)
     manifest, form = transform.store.manifest, shard_form(transform.recipe.spec)
-    form = dataclasses.replace(form, columns={**form.columns, **_target_columns(manifest)})
     batches = (_with_targets(batch, manifest) for batch in done)
     target_bytes = transform.recipe.spec.shards.target_bytes
     entries, tables = [], []
@@ -79,22 +104,42 @@ def write_new_store(
     if not tables:
         return NewStore(None, refused, {})
     trials = pa.concat_tables(tables)
-    sources = dict(zip(trials["id"].to_pylist(), trials["source"].to_pylist(), strict=True))
-    draft = VersionDraft(
-        **{name: getattr(manifest, name) for name in _SAME},
-        splits=(split,),
-        layout="rows",
-        container="zarr",
-        counts={"files": len(new.said), "trials": trials.num_rows},
-        spec={},
-        trials=_rows(trials, split),
-        shards=tuple(entries),
-        quarantine=QUARANTINE_SCHEMA.empty_table(),
-        fit=transform.store.fit,
-    )
+    draft = _draft(transform.store, trials, tuple(entries), split)
+    draft = dataclasses.replace(draft, counts={**draft.counts, "files": len(new.said)})
     version = publish_version(folder, draft, after=None)
-    named = {trial: new.said[source] for trial, source in sources.items()}
-    return NewStore(Store(folder, version), refused, named)
+    return NewStore(Store(folder, version), refused, _origins(trials, new.said))
+
+
+def _draft(
+    store: Store, trials: pa.Table, shards: tuple[ShardEntry, ...], split: str
+) -> VersionDraft:
+    """Return a version of trials that follows an open one in all else.
+
+    Args:
+        store: The version to follow.
+        trials: Index rows with their cold columns, `shard` and `row_start`.
+        shards: Where they lie.
+        split: Which all of them are in.
+    """
+    n = trials.num_rows
+    names = trials["trial" if "trial" in trials.column_names else "id"]
+    known = trials.drop_columns([name for name in ("label",) if name in trials.column_names])
+    for name, column in (
+        ("split", pa.array([split] * n, pa.utf8())),
+        ("weight", pa.array(np.ones(n, np.float32))),
+        ("label", pa.nulls(n, pa.float32())),
+    ):
+        known = known.append_column(name, column)
+    return VersionDraft(
+        **{name: getattr(store.manifest, name) for name in _SAME},
+        splits=(split,),
+        counts={"trials": len(names.unique()), "segments": n},
+        spec={},
+        trials=known,
+        shards=shards,
+        quarantine=QUARANTINE_SCHEMA.empty_table(),
+        fit=store.fit,
+    )
 
 
 _SAME = (
@@ -103,19 +148,17 @@ _SAME = (
 """What the new store says as the one that it follows."""
 
 
-def _rows(trials: pa.Table, split: str) -> pa.Table:
-    """Return index rows with what a build decides over all trials."""
-    n = trials.num_rows
-    if "label" in trials.column_names:
-        trials = trials.drop_columns(["label"])
-    trials = trials.append_column("split", pa.array([split] * n, pa.utf8()))
-    trials = trials.append_column("weight", pa.array(np.ones(n, np.float32)))
-    return trials.append_column("label", pa.nulls(n, pa.float32()))
-
-
-def _target_columns(manifest: Manifest) -> dict[str, Sequence[str]]:
-    per_step = manifest.target.kind == "per_step"
-    return {"targets": manifest.target.columns} if per_step else {}
+def _origins(trials: pa.Table, said: Mapping[str, str]) -> dict[str, Origin]:
+    """Return where each row comes from; segments of a trial follow one another in the table."""
+    names = trials["trial" if "trial" in trials.column_names else "id"].to_pylist()
+    columns = [trials[name].to_pylist() for name in ("id", "source", "n_rows")]
+    origins: dict[str, Origin] = {}
+    last, end = None, 0
+    for trial, row_id, source, n_rows in zip(names, *columns, strict=True):
+        first_row = end if trial == last else 0
+        origins[row_id] = Origin(trial, first_row, said[source])
+        last, end = trial, first_row + n_rows
+    return origins
 
 
 def _with_targets(batch: FinishedBatch, manifest: Manifest) -> FinishedBatch:

@@ -95,7 +95,7 @@ def trials_of(batch: FinishedBatch, said: Mapping[str, str], store: Store) -> li
     names = batch.rows["trial" if "trial" in batch.rows.column_names else "id"].to_pylist()
     first = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
     rows, ends = batch.rows.take(pa.array(first)), [*first[1:], len(names)]
-    edges = np.concatenate([[0], np.cumsum(batch.n_rows)]).astype(np.int64)
+    edges = np.append(0, np.cumsum(batch.n_rows))
     known = _attributes(rows)
     delivery = store.parse_delivery(lambda name: [one.get(name) for one in known])
     columns, inputs = fitted_inputs(store)
@@ -103,7 +103,6 @@ def trials_of(batch: FinishedBatch, said: Mapping[str, str], store: Store) -> li
     trials = []
     for number, (at, end) in enumerate(zip(first, ends, strict=True)):
         mine = slice(int(edges[at]), int(edges[end]))
-        words = rows["categories"][number] if columns else None
         trials.append(
             NewTrial(
                 id=names[at],
@@ -111,9 +110,7 @@ def trials_of(batch: FinishedBatch, said: Mapping[str, str], store: Store) -> li
                 attributes=known[number],
                 values=batch.arrays["values"][mine],
                 observed=_unpack(batch.arrays.get("observed"), mine, len(delivery.entries)),
-                codes=None
-                if words is None
-                else _deliver(batch.arrays["codes"][mine], words, columns),
+                codes=_deliver(batch, mine, rows.slice(number, 1), columns) if columns else None,
                 statics=None if statics is None else statics[number],
                 static_codes=None if static_codes is None else static_codes[number],
                 time=None if batch.time is None else batch.time[mine],
@@ -138,18 +135,18 @@ def _attributes(rows: pa.Table) -> list[dict[str, str]]:
 def _unpack(packed: npt.NDArray[np.uint8] | None, mine: slice, n_channels: int) -> Bool | None:
     if packed is None:
         return None
-    flags: Bool = np.unpackbits(packed[mine], axis=1, count=n_channels, bitorder="little").view(
-        np.bool_
-    )
-    return flags
+    flags = np.unpackbits(packed[mine], axis=1, count=n_channels, bitorder="little")
+    return flags.view(np.bool_)
 
 
 def _deliver(
-    local: npt.NDArray[np.uint16], words: pa.ListScalar, columns: Sequence[FittedInput]
+    batch: FinishedBatch, mine: slice, row: pa.Table, columns: Sequence[FittedInput]
 ) -> Int64:
-    """Return codes by the vocabularies for codes by a trial's own words."""
+    """Return codes by the vocabularies, for the codes of a trial by its own words."""
+    local: npt.NDArray[np.uint16] = batch.arrays["codes"][mine]
     codes = np.empty(local.shape, np.int64)
+    words = row["categories"].to_pylist()[0]
     for place, column in enumerate(columns):
-        own = pa.array(words[place].as_py(), pa.utf8())
-        codes[:, place] = np.append(0, look_up(own, column.vocabulary))[local[:, place]]
+        own = look_up(pa.array(words[place], pa.utf8()), column.vocabulary)
+        codes[:, place] = np.append(0, own)[local[:, place]]
     return codes

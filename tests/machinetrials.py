@@ -52,7 +52,8 @@ SECTIONS: dict[str, Any] = {
     },
     "split": {"method": "exact", "fractions": {"train": 0.6, "test": 0.4}, "seed": 3},
     "windows": {
-        "length": 8, "stride": 3, "target": {"kind": "per_step", "columns": ["left"], "channels": None},
+        "length": 8, "stride": 3,
+        "target": {"kind": "per_step", "columns": ["left"], "channels": None},
     },
 }  # fmt: skip
 

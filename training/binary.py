@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from training.predict import Float64, Predictions
-from training.score import auroc
-
-Bool = npt.NDArray[np.bool_]
+from training.metrics import (
+    Bool,
+    Float64,
+    Int64,
+    auroc,
+    auroc_by_trial,
+    average_precision,
+    log_loss,
+)
+from training.predict import Predictions
 
 
 class BinaryScores:
-    """Keeps what the model said of each scored step: 9 bytes for each, as ranks need them all.
+    """Keeps what the model said of each scored step: 13 bytes for each, as ranks need them all.
 
     Args:
         columns: Names of the targets.
@@ -23,8 +28,10 @@ class BinaryScores:
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
-        self.scores: list[list[Float64]] = [[] for _ in columns]
-        self.truths: list[list[Bool]] = [[] for _ in columns]
+        n = len(self.columns)
+        self.scores: list[list[Float64]] = [[np.empty(0)] for _ in range(n)]
+        self.truths: list[list[Bool]] = [[np.empty(0, np.bool_)] for _ in range(n)]
+        self.trials: list[list[Any]] = [[np.empty(0, np.int32)] for _ in range(n)]
 
     def add(self, part: Predictions) -> None:
         """Add predictions; elements without a truth do not count."""
@@ -32,17 +39,32 @@ class BinaryScores:
             there = np.isfinite(part.truth[:, k])
             self.scores[k].append(part.predicted[there, k])
             self.truths[k].append(part.truth[there, k] == 1)
+            self.trials[k].append(part.trial[there].astype(np.int32))
 
     def extend(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Return a summary of errors with the binary metrics beside them, also by column."""
-        scores = [np.concatenate([np.empty(0), *parts]) for parts in self.scores]
-        truths = [np.concatenate([np.empty(0, np.bool_), *parts]) for parts in self.truths]
-        whole = binary_summary(np.concatenate(scores), np.concatenate(truths))
+        """Return a summary of errors with the binary metrics beside them, also by column.
+
+        `macro` gets the mean over trials of the AUROC within each, where both ones and zeros are.
+        """
+        kept = [
+            tuple(np.concatenate(parts) for parts in each)
+            for each in zip(self.scores, self.truths, self.trials, strict=True)
+        ]
+        whole = tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
         by_column = {
-            name: summary["by_column"][name] | binary_summary(scores[k], truths[k])
-            for k, name in enumerate(self.columns)
+            name: _extended(summary["by_column"][name], *each)
+            for name, each in zip(self.columns, kept, strict=True)
         }
-        return summary | whole | {"by_column": by_column}
+        return _extended(summary, *whole) | {"by_column": by_column}
+
+
+def _extended(
+    summary: dict[str, Any], scores: Float64, positive: Bool, trial: Int64
+) -> dict[str, Any]:
+    _, each = auroc_by_trial(scores, positive, trial)
+    mean = float(each.mean()) if len(each) else float("nan")
+    macro = summary["macro"] | {"auroc": mean, "n_auroc": len(each)}
+    return summary | binary_summary(scores, positive) | {"macro": macro}
 
 
 def binary_summary(scores: Float64, positive: Bool) -> dict[str, float]:
@@ -56,29 +78,3 @@ def binary_summary(scores: Float64, positive: Bool) -> dict[str, float]:
         "log_loss": log_loss(scores, positive),
         "positive_share": float(positive.mean()) if len(positive) else float("nan"),
     }
-
-
-def average_precision(scores: Float64, positive: Bool) -> float:
-    """Return the mean over the ones of the precision at the score of each.
-
-    A threshold at a score takes all elements that have it or more, so the order of ties does not
-    matter; nothing is interpolated (Davis & Goadrich 2006). NaN without a one.
-    """
-    if not positive.any():
-        return float("nan")
-    _, place = np.unique(-scores, return_inverse=True)  # 0 is the highest score
-    n_all, n_pos = np.bincount(place), np.bincount(place, weights=positive)
-    precision = n_pos.cumsum() / n_all.cumsum()
-    return float((precision * n_pos).sum() / n_pos.sum())
-
-
-def log_loss(scores: Float64, positive: Bool) -> float:
-    """Return the mean of -log of what was given to the truth, NaN without elements.
-
-    Probabilities are kept a float64 epsilon away from 0 and 1, where rounding may have put them.
-    """
-    if not len(scores):
-        return float("nan")
-    tiny = np.finfo(np.float64).eps
-    given = np.where(positive, scores, 1 - scores).clip(tiny, 1 - tiny)
-    return float(-np.log(given).mean())

@@ -123,7 +123,10 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path)
             "or start over with --fresh."
         )
     config = _differences(_identity(saved["config"]), _identity(now["config"]), "")
-    config = config or _differences(saved["objective"], now["objective"], "target statistics: ")
+    objectives = [] if config else zip(saved["objectives"], now["objectives"], strict=True)
+    for number, (was, is_now) in enumerate(objectives):
+        place = f" of store {number}" if number else ""
+        config += _differences(was, is_now, f"target statistics{place}: ")
     if config:
         raise ResumeError(
             f"{path} was trained with another config: {'; '.join(config)}. "
@@ -135,6 +138,9 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that decide the next step; the others may change on the way."""
     names = ("model", "target", "data", "mixture", "optimizer", "start", "seed")
     kept = {name: config[name] for name in names}
+    if config["mixture"] is not None:  # where its stores lie may change, what they hold may not
+        stores = [store["where"] for store in config["mixture"]["stores"]]
+        kept["mixture"] = {**config["mixture"], "stores": stores}
     kept["device"] = {name: config["device"][name] for name in ("precision", "compile")}
     if is_stretched(OptimizerConfig(**config["optimizer"])):
         kept["epochs"] = config["epochs"]

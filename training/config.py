@@ -133,7 +133,8 @@ class TrainConfig(Section):
             *parents, name = dotted.split(".")
             section = document
             for parent in parents:
-                section[parent] = dict(section.get(parent) or {})
+                known = section.get(parent)
+                section[parent] = dict(known) if isinstance(known, Mapping) else {}
                 section = section[parent]
             section[name] = value
         return type(self).model_validate(document)

@@ -17,6 +17,8 @@ from training.checkpoint import load_checkpoint
 from training.sections import OptimizerConfig, StartConfig
 
 log = logging.getLogger(__name__)
+# What makes an output of the steps' states: another target has its own.
+_HEAD = ("pool.", "head.")
 
 
 def load_start(network: nn.Module, start: StartConfig) -> None:
@@ -28,12 +30,13 @@ def load_start(network: nn.Module, start: StartConfig) -> None:
     """
     saved: dict[str, Tensor] = load_checkpoint(start.checkpoint)["model"]
     own = network.state_dict()
-    taken = {k: v for k, v in saved.items() if not (start.new_head and k.startswith("head."))}
-    wanted = {k for k in own if not (start.new_head and k.startswith("head."))}
+    anew = _HEAD if start.new_head else ()
+    taken = {name: part for name, part in saved.items() if not name.startswith(anew)}
+    wanted = {name: part for name, part in own.items() if not name.startswith(anew)}
     wrong = [
-        f"{name} is {_shape(taken.get(name))}, wanted {_shape(own.get(name))}"
-        for name in sorted(wanted | set(taken))
-        if _shape(taken.get(name)) != _shape(own.get(name) if name in wanted else None)
+        f"{name} is {_shape(taken.get(name))}, wanted {_shape(wanted.get(name))}"
+        for name in sorted(wanted.keys() | taken.keys())
+        if _shape(taken.get(name)) != _shape(wanted.get(name))
     ]
     if wrong:
         raise InvalidSpecError(
@@ -47,7 +50,7 @@ def load_start(network: nn.Module, start: StartConfig) -> None:
 
 
 def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else str(list(tensor.shape))
+    return "not there" if tensor is None else str(list(tensor.shape))
 
 
 def freeze(network: nn.Module, prefixes: tuple[str, ...]) -> int:

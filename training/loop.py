@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loaders import Batch, TrialStream
 from loaders.mix import MixedStream
+from shards import InvalidSpecError
 from shards.errors import TrialShardsError
 from training.build import move_batch
 from training.carry import Carry, run_model
@@ -147,7 +148,14 @@ def finish_epoch(job: Job, state: RunState, val_loss: float | None, *, recorder:
 
     Raises:
         TrainingDivergedError: If a loss is not finite; the last good checkpoint stays.
+        InvalidSpecError: If no row of the epoch weighs anything.
     """
+    if not state.weight_sum:
+        raise InvalidSpecError(
+            f"epoch {state.epoch + 1} has no step that counts: wanted rows of a weight above 0, "
+            f"and in lanes trials longer than data.lanes.burn_in "
+            f"({job.config.data.lanes.burn_in})."
+        )
     mean = float(reduce_ranks(job.fabric, state.loss_sum, "mean"))
     metrics = {"epoch": state.epoch + 1.0, "train_loss": mean / state.weight_sum}
     metrics |= {} if val_loss is None else {"val_loss": val_loss}

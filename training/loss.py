@@ -40,8 +40,9 @@ def row_losses(output: Tensor, batch: Batch, objective: Objective) -> tuple[Tens
     output = output.float()  # low precision is for the network; a mean of squares needs more
     if objective.kind == "class":
         there_B = batch.targets >= 0
+        said = torch.where(there_B[:, None], output, 0.0)
         loss_B = functional.cross_entropy(
-            output, batch.targets.clamp(min=0), reduction="none",
+            said, batch.targets.clamp(min=0), reduction="none",
             label_smoothing=objective.label_smoothing,
         )  # fmt: skip
         return torch.where(there_B, loss_B, 0.0), there_B
@@ -113,8 +114,9 @@ def _wanted_steps(batch: Batch, objective: Objective) -> Tensor:
 def _element_losses(output: Tensor, target: Tensor, mask: Tensor, objective: Objective) -> Tensor:
     """Return the loss of each element of `target`; what is masked is finite, and no more."""
     if objective.kind == "step_class":
+        said = torch.where(mask, output, 0.0)  # the mask is of the one column, [B, L, 1]
         loss = functional.cross_entropy(
-            output.flatten(0, -2), target.flatten().long(), reduction="none",
+            said.flatten(0, -2), target.flatten().long(), reduction="none",
             label_smoothing=objective.label_smoothing,
         )  # fmt: skip
         return loss.view_as(target)

@@ -165,4 +165,4 @@ def last_seen(
     newest_BK = torch.where(seen_BLK, step_L[:, None], -1).amax(dim=1)
     last_B1 = (lengths_B - 1).clamp(min=0)[:, None]
     index_BK = torch.where(newest_BK >= 0, newest_BK, last_B1)
-    return values_BLK.take_along_dim(index_BK[:, None], dim=1).squeeze(1)
+    return values_BLK.gather(1, index_BK[:, None]).squeeze(1)

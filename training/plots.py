@@ -8,13 +8,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from torchmetrics.functional.classification import binary_roc
+
+from training.metrics_quantiles import quantile_name
+from training.target import Objective
 
 # Trials in the picture of predictions: enough to see a habit, few enough to see a curve.
 N_SAMPLES = 4
+# Points of a curve shorter than this get a marker.
+SHOWN_MARKERS = 60
+# More counts than these squared do not fit into their squares.
+SHOWN_CLASSES = 20
+N_POINTS, N_BINS = 1000, 10
 TRUTH, MODEL, NAIVE = "#c9c9c9", "#1f6fb4", "#c8782a"
 
 
@@ -71,69 +82,115 @@ def error_by_trial(trials: pa.Table, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def confusion(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw the confusion matrix with its counts."""
+def confusion(metrics: Mapping[str, Any], path: Path, *, what: str = "Trials") -> None:
+    """Draw the confusion matrix with its counts; the shade is the share of the true class."""
     counts, names = np.asarray(metrics["confusion"]), metrics["classes"]
     figure = _figure(5, 4.5)
     ticks = range(len(names))
-    axes = figure.add_subplot(xlabel="predicted", ylabel="truth", title="Trials by class")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="truth", title=f"{what} by class")
     axes.set_xticks(ticks, names, rotation=30, ha="right")
     axes.set_yticks(ticks, names)
-    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0)
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(column, row, str(count), ha="center", va="center", color=NAIVE)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(
+        counts if len(names) <= SHOWN_CLASSES else counts[:0]
+    ):
+        color = "white" if share[row, column] > 0.6 else "black"
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def samples(parquet: Path, trials: pa.Table, columns: Sequence[str], path: Path) -> None:
+def calibration(parquet: Path, column: str, path: Path) -> None:
+    """Draw the ROC curve, and how often a 1 follows each probability.
+
+    Args:
+        parquet: `predictions.parquet`.
+        column: Name of the target, 0 or 1.
+        path: PNG.
+    """
+    table = pq.read_table(parquet, columns=[f"truth_{column}", f"predicted_{column}"])
+    truth, said = (table[name].to_numpy() for name in table.column_names)
+    there = np.isfinite(truth)
+    positive, said = truth[there] == 1, said[there]
+    figure = _figure(8, 4)
+    roc = figure.add_subplot(1, 2, 1, xlabel="false positive rate", ylabel="true positive rate",
+                             title="ROC", aspect="equal")  # fmt: skip
+    for axes in (roc, figure.add_subplot(1, 2, 2, aspect="equal")):
+        axes.plot([0, 1], [0, 1], color=TRUTH, linewidth=1)
+    axes.set(xlabel="predicted probability", ylabel="share of ones", title="Calibration",
+             xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # fmt: skip
+    if positive.any() and not positive.all():
+        curve = binary_roc(torch.from_numpy(said), torch.from_numpy(positive).long())
+        thin = np.linspace(0, len(curve[0]) - 1, N_POINTS).astype(int)
+        roc.plot(*(part.numpy()[thin] for part in curve[:2]), color=MODEL)
+    # Bins of as many steps each: most probabilities of a rare event lie near 0.
+    bins = np.array_split(np.argsort(said, kind="stable"), N_BINS) if len(said) else []
+    means = [(said[each].mean(), positive[each].mean()) for each in bins if len(each)]
+    axes.plot(*np.array(means).reshape(-1, 2).T, color=MODEL, marker="o", markersize=4)
+    figure.savefig(path, dpi=120)
+
+
+def samples(parquet: Path, trials: pa.Table, objective: Objective, path: Path) -> None:
     """Draw predictions against truth: curves of some trials, or a point per trial.
 
     Args:
         parquet: `predictions.parquet`.
         trials: Columns `trial`, `n` and `rmse`.
-        columns: Names of the targets; the first one is drawn.
+        objective: Its first target is drawn; between its outer quantiles lies a band.
         path: PNG.
     """
-    if trials.num_rows and max(trials["n"].to_pylist()) > len(columns):
-        _curves(parquet, trials, columns[0], path)
+    column, levels = objective.columns[0], objective.quantiles
+    outer = (levels[0], levels[-1]) if len(levels) > 1 else ()
+    band = [f"predicted_{column}_{quantile_name(level)}" for level in outer]
+    if trials.num_rows and max(trials["n"].to_pylist()) > len(objective.columns):
+        _curves(parquet, trials, column, band, path)
     else:
-        _points(pq.read_table(parquet), columns[0], path)
+        _points(pq.read_table(parquet), column, band, path)
 
 
-def _curves(parquet: Path, trials: pa.Table, column: str, path: Path) -> None:
+def _curves(parquet: Path, trials: pa.Table, column: str, band: Sequence[str], path: Path) -> None:
     """Take trials evenly from the best to the worst, so that the picture does not flatter."""
     order = np.argsort(trials["rmse"].to_numpy())
     places = order[np.unique(np.linspace(0, len(order) - 1, N_SAMPLES).astype(int))]
     names = trials["trial"].take(pa.array(places)).to_pylist()
+    # Wide, so that a prediction that hits the truth does not hide it.
+    lines = {f"truth_{column}": (TRUTH, 4), f"naive_{column}": (NAIVE, 1),
+             f"predicted_{column}": (MODEL, 1)}  # fmt: skip
+    wanted = pc.field("trial").isin(names)
+    shown = ["trial", "row", "ahead", *lines, *band]
+    table = pq.read_table(parquet, columns=shown, filters=wanted)
     figure = _figure(7, 1.5 * len(names))
     for number, name in enumerate(names, start=1):
-        rows = pq.read_table(parquet, filters=[("trial", "==", name)]).sort_by("row")
+        rows = table.filter(pc.equal(table["trial"], name)).sort_by("row")
         nearest = rows["ahead"].to_numpy()
         rows = rows.filter(pa.array(nearest == nearest.min()))
         axes = figure.add_subplot(len(names), 1, number, ylabel=column)
         axes.set_title(name, fontsize=8, loc="left")
-        # A wide truth below, so that a prediction that hits it does not hide it.
-        for kind, color, width in (
-            ("truth", TRUTH, 4),
-            ("naive", NAIVE, 1),
-            ("predicted", MODEL, 1),
-        ):
+        x = rows["row"].to_numpy()
+        for line, (color, width) in lines.items():
             axes.plot(
-                rows["row"].to_numpy(), rows[f"{kind}_{column}"].to_numpy(),
-                color=color, linewidth=width, label=kind if number == 1 else None,
-                marker="." if kind != "truth" and len(rows) < 60 else "",
+                x, rows[line].to_numpy(), color=color, linewidth=width,
+                label=line.removesuffix(f"_{column}") if number == 1 else None,
+                marker="." if width == 1 and len(rows) < SHOWN_MARKERS else "",
             )  # fmt: skip
+        if band:
+            low, high = (rows[each].to_numpy() for each in band)
+            label = " to ".join(each.rsplit("_", 1)[1] for each in band) if number == 1 else None
+            axes.fill_between(x, low, high, color=MODEL, alpha=0.2, linewidth=0, label=label)
     axes.set_xlabel("row")
-    figure.legend(fontsize=7, ncols=3, loc="outside upper right")
+    figure.legend(fontsize=7, ncols=4, loc="outside upper right")
     figure.savefig(path, dpi=120)
 
 
-def _points(table: pa.Table, column: str, path: Path) -> None:
+def _points(table: pa.Table, column: str, band: Sequence[str], path: Path) -> None:
     truth, predicted = (table[f"{kind}_{column}"].to_numpy() for kind in ("truth", "predicted"))
     figure = _figure(5, 4.5)
     axes = figure.add_subplot(
         xlabel=f"truth: {column}", ylabel="predicted", title="One prediction per trial"
     )
+    if band:
+        low, high = (table[each].to_numpy() for each in band)
+        axes.vlines(truth, low, high, color=MODEL, alpha=0.3, linewidth=1)
     axes.plot(truth, predicted, ".", color=MODEL)
     ends = [np.nanmin(truth), np.nanmax(truth)] if np.isfinite(truth).any() else [0, 1]
     axes.plot(ends, ends, color=TRUTH, linewidth=2, zorder=0)

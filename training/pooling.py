@@ -31,9 +31,11 @@ class Pool(nn.Module):
             return take_last(x_BLH, lengths_B)
         valid_BL1 = valid_steps(x_BLH, lengths_B)[:, :, None]
         if self.kind == "attention":
-            score_BL1 = self.score(x_BLH).float().masked_fill(~valid_BL1, torch.finfo().min)
-            share_BL1 = score_BL1.softmax(dim=1).to(x_BLH.dtype)
-            mean_BH: Tensor = (x_BLH * share_BL1).sum(dim=1)
+            score_BL1 = self.score(x_BLH)
+            score_BL1 = score_BL1.to(torch.promote_types(score_BL1.dtype, torch.float32))
+            lowest = torch.finfo(score_BL1.dtype).min
+            share_BL1 = score_BL1.masked_fill(~valid_BL1, lowest).softmax(dim=1).to(x_BLH.dtype)
+            mean_BH: Tensor = (torch.where(valid_BL1, x_BLH, 0.0) * share_BL1).sum(dim=1)
             return mean_BH
         parts = []
         if self.kind in ("mean", "mean_max"):
@@ -55,11 +57,19 @@ def valid_steps(x_BLH: Tensor, lengths_B: Tensor) -> Tensor:
 def take_last(x_BLH: Tensor, lengths_B: Tensor) -> Tensor:
     """Return `[B, H]`, each row's last valid step; a row without one gives its first."""
     last_B = (lengths_B - 1).clamp(min=0)
-    return x_BLH.take_along_dim(last_B.view(-1, 1, 1), dim=1).squeeze(1)
+    return take_steps(x_BLH, last_B[:, None]).squeeze(1)
 
 
 def reverse_valid(x_BLH: Tensor, lengths_B: Tensor) -> Tensor:
     """Return the rows with their valid steps backwards and the padding where it was."""
     step_L = torch.arange(x_BLH.shape[1], device=x_BLH.device)
     mirror_BL = lengths_B[:, None] - 1 - step_L
-    return x_BLH.take_along_dim(torch.where(mirror_BL >= 0, mirror_BL, step_L)[:, :, None], dim=1)
+    return take_steps(x_BLH, torch.where(mirror_BL >= 0, mirror_BL, step_L))
+
+
+def take_steps(x_BLH: Tensor, index_BM: Tensor) -> Tensor:
+    """Return `[B, M, H]`, some steps of each row.
+
+    Not `take_along_dim`, which does the same, but fixes the sizes when it is traced for export.
+    """
+    return x_BLH.gather(1, index_BM[:, :, None].expand(-1, -1, x_BLH.shape[2]))

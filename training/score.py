@@ -1,15 +1,24 @@
-"""Errors against truth and against a naive baseline, summed trial by trial: O(trials) memory."""
+"""Errors against truth and against a naive baseline, summed trial by trial: O(trials) memory.
+
+The sums are our own: torchmetrics keeps one float32 sum for all, and these are one for each trial,
+so that the same pass tells the mean over elements (micro) and over trials (macro).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from shards import Store
+from training.binary import BinaryScores
+from training.metrics_classes import ClassScores
+from training.metrics_quantiles import QuantileSums
 from training.predict import Float64, Int64, Predictions
+from training.target import Objective
+from training.targetchecks import BINARY
 
 
 class ErrorSums:
@@ -40,6 +49,8 @@ class ErrorSums:
         """Return RMSE and MAE of model and baseline, over all elements and by column.
 
         `skill` is 1 - MSE / MSE of the baseline: 1 is perfect, 0 no better than the baseline.
+        `macro` are the means over trials of the errors within each, so that a long trial counts no
+        more than a short one.
         """
         columns = [slice(k, k + 1) for k in range(len(self.columns))]
         by_column = {
@@ -58,7 +69,19 @@ class ErrorSums:
             "naive_rmse": float(np.sqrt(mse[1])),
             "naive_mae": float(mae[1]),
             "skill": float(1 - mse[0] / mse[1]) if mse[1] > 0 else float("nan"),
+            "macro": self._macro(columns),
         }
+
+    def _macro(self, columns: slice) -> dict[str, Any]:
+        count = self.count[:, columns].sum(axis=1)
+        seen = count > 0
+        rmse, mae = (
+            sums[:, seen, columns].sum(axis=2) / count[seen] for sums in (self.squares, self.sizes)
+        )
+        each = {"rmse": np.sqrt(rmse[0]), "mae": mae[0], "naive_rmse": np.sqrt(rmse[1]),
+                "naive_mae": mae[1]}  # fmt: skip
+        means = {name: float(x.mean()) if len(x) else float("nan") for name, x in each.items()}
+        return {"n_trials": int(seen.sum()), **means}
 
     def by_trial(self) -> tuple[Int64, Int64, Float64, Float64]:
         """Return trial numbers with their element count, RMSE and baseline RMSE."""
@@ -81,51 +104,33 @@ def class_errors(part: Predictions) -> Predictions:
     )
 
 
-def class_summary(part: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Return accuracies of model and baseline over trials with a label.
-
-    Balanced accuracy is the mean recall over the classes that occur; `auroc` (two classes) is the
-    chance that a trial of the second class scores higher than one of the first (Hanley & McNeil
-    1982), ties counting half.
-    """
-    there = np.isfinite(part.truth[:, 0])
-    truth, predicted, naive = (
-        x[there, 0].astype(np.int64) for x in (part.truth, part.predicted, part.naive)
-    )
-    confusion = confusion_matrix(truth, predicted, len(classes))
-    summary: dict[str, Any] = {
-        "n": len(truth),
-        "accuracy": float(np.mean(truth == predicted)) if len(truth) else float("nan"),
-        "balanced_accuracy": balanced_accuracy(confusion),
-        "naive_accuracy": float(np.mean(truth == naive)) if len(truth) else float("nan"),
-        "naive_balanced_accuracy": balanced_accuracy(confusion_matrix(truth, naive, len(classes))),
-        "classes": list(classes),
-        "confusion": confusion.tolist(),
-    }
-    if len(classes) == 2 and part.scores is not None:
-        summary["auroc"] = auroc(part.scores[there, 1], truth == 1)
-    return summary
-
-
-def confusion_matrix(truth: Int64, predicted: Int64, n_classes: int) -> Int64:
-    """Return int64 `[truth, predicted]` counts."""
-    flat = np.bincount(truth * n_classes + predicted, minlength=n_classes**2)
-    return flat.reshape(n_classes, n_classes).astype(np.int64)
+def score_parts(
+    parts: Iterable[Predictions], store: Store, objective: Objective
+) -> tuple[ErrorSums, dict[str, Any]]:
+    """Return the errors by trial, and the metrics of the whole split."""
+    n_trials, columns = len(store.index), objective.columns
+    names = class_names(store, objective)
+    sums = ErrorSums(n_trials, columns)
+    per_step = objective.kind == "step_class"
+    classes = ClassScores(names, n_trials, per_step=per_step) if names else None
+    more: list[BinaryScores | QuantileSums] = []
+    if objective.loss == BINARY:
+        more.append(BinaryScores(columns))
+    if objective.quantiles:
+        more.append(QuantileSums(columns, objective.quantiles, n_trials))
+    for part in parts:
+        sums.add(class_errors(part) if classes else part)
+        if classes:
+            classes.add(part)
+        for each in more:
+            each.add(part)
+    metrics = classes.summary() if classes else sums.summary()
+    for each in more:
+        metrics = each.extend(metrics)
+    return sums, metrics
 
 
-def balanced_accuracy(confusion: Int64) -> float:
-    """Return the mean recall over the classes that occur, NaN if none does."""
-    per_class = confusion.sum(axis=1)
-    seen = per_class > 0
-    return float(np.mean(confusion.diagonal()[seen] / per_class[seen])) if seen.any() else np.nan
-
-
-def auroc(scores: Float64, positive: npt.NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve by ranks, NaN unless both classes occur."""
-    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
-    if not (n_pos and n_neg):
-        return float("nan")
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(count) - (count - 1) / 2  # mean rank of ties, from 1
-    above = ranks[place][positive].sum() - n_pos * (n_pos + 1) / 2
-    return float(above / (n_pos * n_neg))
+def class_names(store: Store, objective: Objective) -> tuple[str, ...]:
+    """Return the name of each class, of a target per step its code; empty where values are told."""
+    codes = tuple(str(code) for code in range(objective.n_classes))
+    return (store.manifest.target.classes or codes) if objective.n_classes else ()

@@ -175,6 +175,15 @@ class MixtureConfig(Section):
     # An epoch ends with the first store that is through, or when all are; the others go round.
     stop: Literal["first", "cycle"] = "cycle"
 
+    @model_validator(mode="after")
+    def _a_share_each(self) -> MixtureConfig:
+        if not isinstance(self.by, str) and len(self.by) != len(self.stores) + 1:
+            raise ValueError(
+                f"by has {len(self.by)} shares; wanted {len(self.stores) + 1}: one for `store`, "
+                "then one for each of stores."
+            )
+        return self
+
 
 class OptimizerConfig(Section):
     """AdamW and how its rate moves."""

@@ -30,8 +30,9 @@ class RunState:
 
     Attributes:
         epoch: Finished epochs.
-        step_in_epoch: Optimizer steps since then.
-        step: Optimizer steps in all.
+        step_in_epoch: Batches learned from since then; with `optimizer.accumulate` of 1 they are
+            the optimizer's steps.
+        step: Batches in all.
         loss_sum: Sum of loss x weight over the steps of this epoch; the mean over ranks counts.
         weight_sum: Sum of the weights in this epoch, over all ranks.
         best_loss: Lowest validation loss.
@@ -51,12 +52,12 @@ class RunState:
     stream: dict[str, Any] | None = None
 
     def count_step(self, loss: Tensor, weight: float, stream: dict[str, Any]) -> None:
-        """Count one optimizer step.
+        """Count one batch that was learned from.
 
         Args:
-            loss: The step's loss on this rank; the mean over ranks is the step's loss.
-            weight: Weight of the step's rows over all ranks.
-            stream: State of the stream after the step.
+            loss: Its loss on this rank; the mean over ranks is the batch's loss.
+            weight: Weight of its rows over all ranks.
+            stream: State of the stream after it.
         """
         # Stays on the device: reading it would wait for the step.
         self.loss_sum = self.loss_sum + loss.detach().to(sum_dtype(loss.device)) * weight

@@ -15,8 +15,8 @@ from loaders import (
 )
 from loaders.mix import MixedStream
 from shards import InvalidSpecError, Store, WindowSpec
+from shards.codes import fitted_inputs
 from training.config import TrainConfig, choose_windows
-from training.extras import extra_inputs
 from training.sections import By, DataConfig
 
 Ranks = tuple[int, int]
@@ -33,17 +33,19 @@ def open_stores(config: TrainConfig) -> tuple[Store, ...]:
     first = Store(config.store, config.version)
     rest = [Store(other.store, other.version) for other in others]
     for store in rest:
-        check_alike(first, store)
+        check_alike(first, store, config)
     return (first, *rest)
 
 
-def check_alike(first: Store, other: Store) -> None:
+def check_alike(first: Store, other: Store, config: TrainConfig) -> None:
     """Refuse a store whose inputs or target one network cannot share with the first one's.
 
     Raises:
         InvalidSpecError: Naming what differs.
     """
-    for what, got, wanted in zip(_ASPECTS, _aspects(other), _aspects(first), strict=True):
+    for what, got, wanted in zip(
+        _ASPECTS, _aspects(other, config), _aspects(first, config), strict=True
+    ):
         if got != wanted:
             raise InvalidSpecError(
                 f"{other.path} has {what} {got}; wanted {wanted}, as {first.path} has. One network "
@@ -51,14 +53,21 @@ def check_alike(first: Store, other: Store) -> None:
             )
 
 
-_ASPECTS = ("channels", "target", "observed mask", "codes and statics")
+_ASPECTS = (
+    "channels", "target", "observed mask", "codes and statics", "forecast horizon and steps"
+)  # fmt: skip
 
 
-def _aspects(store: Store) -> tuple[object, ...]:
+def _aspects(store: Store, config: TrainConfig) -> tuple[object, ...]:
     """Return what decides the shape of a network and the meaning of its columns."""
-    manifest = store.manifest
+    manifest, windows = store.manifest, choose_windows(config, store.manifest.windows)
+    words = [
+        [(each.name, each.encoding, *each.vocabulary) for each in part]
+        for part in fitted_inputs(store)
+    ]
+    ahead = (windows.horizon, windows.steps) if manifest.target.kind == "forecast" else None
     channels = [channel.name for channel in manifest.channels]
-    return channels, manifest.target, manifest.observed, extra_inputs(store)
+    return channels, manifest.target, manifest.observed, words, ahead
 
 
 def open_stream(

@@ -15,8 +15,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from shards import Store
+from training.metrics_quantiles import quantile_name
 from training.predict import Predictions
-from training.score import ErrorSums
+from training.score import ErrorSums, class_names
+from training.target import Objective
 
 # One row group of predictions.parquet; smaller ones compress badly.
 ROWS_PER_GROUP = 100_000
@@ -37,14 +39,14 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 
 def write_predictions(
-    parts: Iterable[Predictions], path: Path, store: Store, columns: tuple[str, ...]
+    parts: Iterable[Predictions], path: Path, store: Store, objective: Objective
 ) -> Iterator[Predictions]:
     """Pass predictions on and write them on the way, a row group at a time."""
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
     try:
         for part in parts:
-            waiting.append(predictions_table(part, store, columns))
+            waiting.append(predictions_table(part, store, objective))
             writer = writer or pq.ParquetWriter(path, waiting[0].schema, compression="zstd")
             if sum(table.num_rows for table in waiting) >= ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
@@ -57,19 +59,27 @@ def write_predictions(
             writer.close()
 
 
-def predictions_table(part: Predictions, store: Store, columns: tuple[str, ...]) -> pa.Table:
-    """Return one row per prediction: trial id, row, rows ahead, and per column three values."""
+def predictions_table(part: Predictions, store: Store, objective: Objective) -> pa.Table:
+    """Return one row per prediction: trial id, row, rows ahead, and what was said of each column.
+
+    `truth_`, `predicted_` and `naive_` and the column's name; with quantiles also `predicted_`, the
+    name and `_q10` for the quantile .1; of a class `probability_` and its name.
+    """
     table: dict[str, Any] = {
         "trial": store.index.ids.take(pa.array(part.trial)),
         "row": part.row,
         "ahead": part.ahead.astype(np.int32),
     }
-    for k, column in enumerate(columns):
+    for k, column in enumerate(objective.columns):
         for name in ("truth", "predicted", "naive"):
             table[f"{name}_{column}"] = np.ascontiguousarray(getattr(part, name)[:, k])
-    for code, name in enumerate(store.manifest.target.classes or ()):
-        if part.scores is not None:
-            table[f"probability_{name}"] = np.ascontiguousarray(part.scores[:, code])
+        for q, level in enumerate(objective.quantiles):
+            assert part.quantiles is not None
+            said = np.ascontiguousarray(part.quantiles[:, k, q])
+            table[f"predicted_{column}_{quantile_name(level)}"] = said
+    for code, name in enumerate(class_names(store, objective)):
+        assert part.scores is not None
+        table[f"probability_{name}"] = np.ascontiguousarray(part.scores[:, code])
     return pa.table(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -30,7 +30,8 @@ def check_target(kind: str, config: TrainConfig, loss: str, *, n_columns: int) -
     clips = kind in ("per_step", "per_trial") and loss != BINARY
     checks = (
         ("target.loss", loss, loss in LOSSES[kind],
-         f"one of {', '.join(LOSSES[kind])}"),
+         _either(LOSSES[kind]) + (", and cross_entropy needs target.classes"
+                                  if kind == "per_step" and loss == "cross_entropy" else "")),
         ("target.clip", target.clip, target.clip is None or clips,
          "null: only values per step or per trial are clipped"),
         ("target.loss_on", target.loss_on, target.loss_on == "all" or kind == "per_step",
@@ -51,6 +52,8 @@ def check_target(kind: str, config: TrainConfig, loss: str, *, n_columns: int) -
         ("model.pool", config.model.pool,
          config.model.pool == "last" or kind in ("class", "per_trial"),
          "last: only one output per trial is pooled"),
+        ("model.pool", config.model.pool, config.model.pool == "last" or batches != "lanes",
+         "last in lanes: a chunk is not the trial"),
     )  # fmt: skip
     for name, got, good, wanted in checks:
         if not good:
@@ -58,6 +61,11 @@ def check_target(kind: str, config: TrainConfig, loss: str, *, n_columns: int) -
                 f"{name} is {got!r} for a target of kind {kind}; wanted {wanted}. "
                 f"Mend {name} in the training config."
             )
+
+
+def _either(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def check_codes(store: Store, loss: str, n_classes: int, splits: Iterable[str | None]) -> None:

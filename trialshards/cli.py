@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trialshards.export_commands import export_model_command
+from trialshards.fold_commands import folds
 from trialshards.interchange_commands import export_command, import_command
 from trialshards.loading_commands import doctor, plan
 from trialshards.patch_commands import add, patch
+from trialshards.predict_commands import predict
 from trialshards.sentences import plain_errors as _plain_errors
 from trialshards.store_commands import compact, diff, gc, tag, tombstone, versions
 
@@ -129,7 +132,10 @@ def _read_config(path: Path, seed: int | None, out: Path | None) -> TrainConfig:
 
     changes = {"seed": seed, "out": out.resolve() if out else None}
     known = {name: value for name, value in changes.items() if value is not None}
-    return TrainConfig.read(path).model_copy(update=known)
+    read = TrainConfig.read(path)
+    if seed is not None and read.seeds:
+        raise click.UsageError(f"--seed with {path}, whose seeds are {list(read.seeds)}.")
+    return read.model_copy(update=known)
 
 
 @main.command()
@@ -148,6 +154,11 @@ def train(
             "only if data or config are other ones. Give one of them."
         )
     loaded = _read_config(config, seed, out)  # before torch: a typo is told at once
+    if loaded.study is not None:
+        from trialshards.study_report import train_study
+
+        train_study(loaded, fresh=fresh, renew=renew, score=not no_evaluate)
+        return
     from training import evaluate, progress_bar
     from training import train as train_model
     from training.memory import keep_freed_memory
@@ -176,6 +187,11 @@ def train(
 def evaluate(config: Path, seed: int | None, out: Path | None, as_json: bool) -> None:
     """Score the best weights of the run that CONFIG describes; writes tables and plots."""
     loaded = _read_config(config, seed, out)
+    if loaded.study is not None:
+        from trialshards.study_report import evaluate_study
+
+        evaluate_study(loaded, as_json=as_json)
+        return
     from training import evaluate as evaluate_run
     from trialshards.pipes import open_reporter
     from trialshards.report import print_evaluation
@@ -189,9 +205,11 @@ def evaluate(config: Path, seed: int | None, out: Path | None, as_json: bool) ->
         print_evaluation(loaded, evaluation)
 
 
-for _command in (add, patch, tag, versions, diff, gc, tombstone, compact, plan, doctor):
+main.add_command(folds)
+for _command in (add, patch, tag, versions, diff, gc, tombstone, compact, plan, doctor, predict):
     main.add_command(_command)
 main.add_command(export_command)
+main.add_command(export_model_command)
 main.add_command(import_command)
 
 

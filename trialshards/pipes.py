@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from training import Evaluation, TrainResult
     from training.record import Observer
+    from training.studytables import StudyResult
 
 # Launchers tell a process its rank by these, and Fabric tells its children by LOCAL_RANK; global
 # rank 0 is where none of them is another number.
@@ -93,6 +95,15 @@ class Reporter:
         """Report an evaluation as the asset's materialization."""
         self._report(evaluation_metadata(evaluation), evaluation.digest)
 
+    def report_study(self, result: StudyResult) -> None:
+        """Report the table of a study as the asset's materialization."""
+        self._report(study_metadata(result), result.digest)
+
+    def say(self, line: str) -> None:
+        """Write a line to the log of the Dagster run."""
+        if self.pipes is not None:
+            self.pipes.log.info(line)
+
     def _report(self, metadata: Mapping[str, Any], data_version: str) -> None:
         if self.pipes is None:
             return
@@ -146,6 +157,27 @@ def evaluation_metadata(evaluation: Evaluation) -> dict[str, Any]:
         "store_version": evaluation.store_version,
         **flatten_numbers(evaluation.as_dict()["metrics"]),
     }
+
+
+def study_metadata(result: StudyResult) -> dict[str, Any]:
+    """Return what a study is described by: its table as Markdown, and the numbers of it all."""
+    columns = list(dict.fromkeys(name for row in result.rows for name in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in result.rows:
+        cells = [_cell(row.get(name)) for name in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return {
+        "study": result.kind,
+        "status": result.status,
+        "runs": {"raw_value": "\n".join(lines), "type": "md"},
+        "run_folder": str(result.folder),
+        **{k: v for k, v in flatten_numbers(result.summary).items() if math.isfinite(v)},
+    }
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def flatten_numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -178,6 +178,8 @@ def print_evaluation(config: TrainConfig, evaluation: Evaluation) -> None:
         soft_wrap=True,
     )
     console.print(_error_table(evaluation, _units(config)))
+    if "pinball" in evaluation.metrics:
+        console.print(_quantile_table(evaluation))
     _print_places(console, config)
     console.print(f"plots        {evaluation.folder}", highlight=False, soft_wrap=True)
 
@@ -194,18 +196,15 @@ def _units(config: TrainConfig) -> dict[str, str]:
 
 
 def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
+    """Micro is over all elements; macro is the mean over trials, each counting the same."""
     metrics = evaluation.metrics
-    if evaluation.kind == "class":
-        table = Table("", "model", evaluation.baseline, box=None, pad_edge=False)
-        for name in ("accuracy", "balanced_accuracy"):
-            naive = metrics.get(f"naive_{name}")
-            shown = "" if naive is None else f"{naive:.3f}"
-            table.add_row(name.replace("_", " "), f"{metrics[name]:.3f}", shown)
-        return table
+    if "accuracy" in metrics:
+        return _class_table(evaluation)
     if "auroc" in metrics:
         return _binary_table(evaluation)
     naive = f"RMSE of {evaluation.baseline}"
-    table = Table("target", "unit", "RMSE", naive, "MAE", "skill", box=None, pad_edge=False)
+    heads = ("target", "unit", "RMSE", naive, "MAE", "skill", "macro RMSE", "macro MAE")
+    table = Table(*heads, box=None, pad_edge=False)
     for name, part in metrics["by_column"].items():
         table.add_row(
             name,
@@ -214,23 +213,55 @@ def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
             f"{part['naive_rmse']:.4g}",
             f"{part['mae']:.4g}",
             f"{part['skill']:.3f}",
+            f"{part['macro']['rmse']:.4g}",
+            f"{part['macro']['mae']:.4g}",
         )
+    return table
+
+
+def _class_table(evaluation: Evaluation) -> Table:
+    metrics = evaluation.metrics
+    table = Table("", "model", evaluation.baseline, box=None, pad_edge=False)
+    macro = {f"macro_{name}": x for name, x in metrics.get("macro", {}).items()}
+    macro["naive_macro_accuracy"] = macro.get("macro_naive_accuracy")
+    known = metrics | macro
+    for name in ("accuracy", "macro_accuracy", "balanced_accuracy", "macro_f1", "auroc"):
+        if name not in known:
+            continue
+        naive = known.get(f"naive_{name}")
+        shown = {"macro_f1": "macro F1", "auroc": "AUROC"}.get(name, name.replace("_", " "))
+        table.add_row(shown, f"{known[name]:.3f}", "" if naive is None else f"{naive:.3f}")
     return table
 
 
 def _binary_table(evaluation: Evaluation) -> Table:
     """Chance has an AUROC of .5, and an average precision equal to the share of ones."""
-    heads = ("target", "AUROC", "average precision", "share of ones", "RMSE", "skill")
+    heads = ("target", "AUROC", "macro AUROC", "average precision", "share of ones", "RMSE",
+             "macro RMSE", "skill")  # fmt: skip
     table = Table(*heads, box=None, pad_edge=False)
     for name, part in evaluation.metrics["by_column"].items():
+        macro = part["macro"]
         table.add_row(
             name,
             f"{part['auroc']:.3f}",
+            f"{macro['auroc']:.3f} ({macro['n_auroc']:,} trials)",
             f"{part['average_precision']:.3f}",
             f"{part['positive_share']:.4f}",
             f"{part['rmse']:.4g}",
+            f"{macro['rmse']:.4g}",
             f"{part['skill']:.3f}",
         )
+    return table
+
+
+def _quantile_table(evaluation: Evaluation) -> Table:
+    """The share of truths at or below quantile .1 should be .1."""
+    heads = ("target", "quantile", "pinball loss", "truths at or below")
+    table = Table(*heads, box=None, pad_edge=False)
+    for name, part in evaluation.metrics["by_column"].items():
+        for number, (level, found) in enumerate(part["quantiles"].items()):
+            row = (f"{found['pinball']:.4g}", f"{found['coverage']:.1%}")
+            table.add_row("" if number else name, f"{level[1:]}%", *row)
     return table
 
 

@@ -10,6 +10,7 @@ from pipeline.orchestration import metadata
 from pipeline.orchestration.buckets import build_partitions
 from pipeline.orchestration.checks import DRAFT_CHECKS, check_result
 from pipeline.orchestration.room import Room, pipeline_code_version, training_code_version
+from pipeline.orchestration.studymetadata import with_study
 from pipeline.orchestration.subprocesses import run_command
 from shards.leases import building
 from shards.reader import Store
@@ -153,6 +154,8 @@ def evaluation_asset(room: Room) -> dg.AssetsDefinition:
     )
     def evaluation(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         result = run_command(context, "evaluate", str(room.train_path))
+        if room.config.study is not None:
+            return with_study(result, room)
         return metadata.with_evaluation(result, room)
 
     return evaluation

@@ -34,6 +34,17 @@ def store(tmp_path_factory):
     )
 
 
+def test_a_claim_measured_alone_keeps_the_others(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    limits = importlib.import_module("limits")
+    results, rows = tmp_path / "limits.json", [limits.claim(n, 2, "MB", {}) for n in (1, 3)]
+    limits.keep(results, limits.FULL, {"pickled": rows[0], "big_store": rows[0]})
+    limits.keep(results, limits.FULL, {"big_store": rows[1], "index_memory": rows[0]})
+    kept = json.loads(results.read_text())["claims"]
+    assert list(kept) == ["index_memory", "big_store", "pickled"]
+    assert [row["met"] for row in kept.values()] == [True, False, True]
+
+
 def probe(name: str, store, **options) -> dict[str, int]:
     script = str(BENCH / "limits_probes.py")
     done = subprocess.run(

@@ -13,9 +13,9 @@ import pytest
 from learnable import OFFSET, SCALE, learnable_store, numpy_network, sigmoid, tiny_config
 
 from shards import Store
-from training import TrainConfig, evaluate, train
+from training import Evaluation, TrainConfig, evaluate, train
 from training.checkpoint import CheckpointNotFoundError, load_checkpoint
-from training.score import auroc, balanced_accuracy, confusion_matrix
+from training.evaluation import score_on
 
 LENGTH, STRIDE, HORIZON, STEPS = 16, 6, 3, 2
 Rows = list[tuple[str, int, int, list[float], list[float], list[float]]]
@@ -27,15 +27,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainConfig]:
     configs = {}
     for kind in ("forecast", "per_step", "per_trial", "class"):
         folder = tmp_path_factory.mktemp(kind)
-        learnable_store(folder / "store", kind, missing=kind == "forecast")
+        learnable_store(folder / "store", kind, n_trials=40, missing=kind == "forecast")
         clip = (None, 120) if kind == "per_step" else None
-        configs[kind] = tiny_config(folder, target={"clip": clip})
+        configs[kind] = tiny_config(folder, target={"clip": clip}, epochs=1)
         train(configs[kind])
     return configs
 
 
-def scored_at(config: TrainConfig, at: str) -> TrainConfig:
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"at": at})})
+def score(config: TrainConfig, at: str = "all") -> Evaluation:
+    """Return what `evaluate` does, without its pictures, which take most of its time."""
+    folder = config.out / f"scored-{at}"
+    return score_on(config.changed({"evaluate.at": at}), config.out / "best.ckpt", folder)
 
 
 def windows_of(n: int, at: str, ahead: int) -> list[tuple[int, int]]:
@@ -123,8 +125,8 @@ def trial_row(
 def test_numbers_are_those_of_a_second_computation(
     runs: dict[str, TrainConfig], kind: str, at: str
 ) -> None:
-    config = scored_at(runs[kind], at)
-    evaluation = evaluate(config)
+    config = runs[kind]
+    evaluation = score(config, at)
     want = expected(config, kind, at)
     table = pq.read_table(evaluation.folder / "predictions.parquet").to_pydict()
     assert list(zip(table["trial"], table["row"], table["ahead"], strict=True)) == [
@@ -164,16 +166,42 @@ def check_errors(metrics: dict[str, Any], error: Any, naive: Any) -> None:
     assert metrics["skill"] == pytest.approx(skill, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["forecast", "per_step"])
+def test_macro_is_the_mean_over_trials_of_the_error_in_each(
+    runs: dict[str, TrainConfig], kind: str
+) -> None:
+    config = runs[kind]
+    metrics = score(config).metrics
+    errors: dict[str, list[Any]] = {}
+    for name, _, _, truth, predicted, naive in expected(config, kind, "all"):
+        errors.setdefault(name, []).append(
+            (np.subtract(truth, predicted), np.subtract(truth, naive))
+        )
+    for which, prefix in enumerate(("", "naive_")):
+        parts = [np.array([pair[which] for pair in pairs]) for pairs in errors.values()]
+        for k, column in enumerate([None, *Store(config.store).manifest.target.columns]):
+            chosen = [part[:, k - 1] if k else part for part in parts]
+            chosen = [part for part in chosen if np.isfinite(part).any()]
+            macro = (metrics["by_column"][column] if column else metrics)["macro"]
+            assert macro["n_trials"] == len(chosen)
+            rmse = np.mean([np.sqrt(np.nanmean(part**2)) for part in chosen])
+            mae = np.mean([np.nanmean(np.abs(part)) for part in chosen])
+            assert macro[f"{prefix}rmse"] == pytest.approx(rmse, rel=1e-3)
+            assert macro[f"{prefix}mae"] == pytest.approx(mae, rel=1e-3)
+
+
 def test_truth_is_never_clipped(runs: dict[str, TrainConfig]) -> None:
     config = runs["per_step"]
     assert config.target.clip == (None, 120)
-    table = pq.read_table(evaluate(config).folder / "predictions.parquet")
+    table = pq.read_table(score(config).folder / "predictions.parquet")
     assert max(y for y in table["truth_effort"].to_pylist() if np.isfinite(y)) > 125
 
 
-@pytest.mark.parametrize("kind", ["forecast", "per_step", "per_trial", "class"])
+@pytest.mark.parametrize("kind", ["per_trial", "class"])
 def test_every_file_is_written(runs: dict[str, TrainConfig], kind: str) -> None:
     evaluation = evaluate(runs[kind])
+    assert evaluation.folder == runs[kind].out / "evaluation"
+    assert evaluation.metrics == score(runs[kind]).metrics
     names = {path.name for path in evaluation.folder.iterdir()}
     assert names == {
         "metrics.json", "predictions.parquet", "errors_by_trial.csv",
@@ -194,14 +222,3 @@ def test_without_a_checkpoint_it_says_what_to_do(tmp_path: Path) -> None:
     learnable_store(tmp_path / "store", "per_step", n_trials=10)
     with pytest.raises(CheckpointNotFoundError, match="Train first"):
         evaluate(tiny_config(tmp_path))
-
-
-def test_class_scores_by_hand() -> None:
-    truth, predicted = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
-    table = confusion_matrix(truth, predicted, 3)
-    assert table.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
-    assert balanced_accuracy(table) == pytest.approx((2 / 3 + 1 / 2) / 2)
-    scores, positive = np.array([0.1, 0.4, 0.4, 0.4, 0.9]), truth == 1
-    pairs = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
-    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
-    assert np.isnan(auroc(scores, truth == 2))

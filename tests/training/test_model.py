@@ -57,7 +57,27 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
     model.eval()
     assert torch.equal(model(x, n, None)[0], model(x, n, None)[0])
     one = TrialLSTM(3, 2, ModelConfig(hidden=8, layers=1, dropout=0.5), steps=None)
-    assert torch.equal(one(x, n, None), one(x, n, None))
+    assert torch.equal(one(x, n, None)[0], one(x, n, None)[0])
+
+
+def test_head_dropout_hides_what_the_head_sees_in_training_only() -> None:
+    config = ModelConfig(hidden=8, layers=1, dropout=0.0, head_dropout=0.5, head=())
+    model = TrialLSTM(3, 2, config)
+    x, n = torch.randn(2, 5, 3), torch.tensor([5, 5])
+    assert not torch.equal(model(x, n)[0], model(x, n)[0])
+    model.eval()
+    assert torch.equal(model(x, n)[0], model(x, n)[0])
+
+
+def test_noise_is_on_the_values_in_training_only() -> None:
+    model = TrialLSTM(3, 2, ModelConfig(hidden=8, layers=1, noise=0.3), steps=0)
+    x, n = torch.zeros(1, 20_000, 3), torch.tensor([20_000])
+    noise = model._noisy(x)
+    assert float(noise.std()) == pytest.approx(0.3, rel=0.02)
+    assert abs(float(noise.mean())) < 0.01
+    assert not torch.equal(model(x[:, :5], n)[0], model(x[:, :5], n)[0])
+    model.eval()
+    assert model._noisy(x) is x
 
 
 def test_forget_gates_start_open() -> None:

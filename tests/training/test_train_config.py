@@ -56,8 +56,8 @@ def test_own_windows_go_on_top_of_the_stored_ones(tmp_path: Path) -> None:
     [
         ("forecast", {"clip": (None, 3)}, "target.clip is .* kind forecast"),
         ("forecast", {"loss_on": "last"}, "target.loss_on is 'last'"),
-        ("class", {"loss": "mse"}, "wanted cross_entropy for classes"),
-        ("per_step", {"loss": "cross_entropy"}, "wanted .* mse or huber"),
+        ("class", {"loss": "mse"}, "kind class; wanted cross_entropy"),
+        ("per_step", {"loss": "cross_entropy"}, "cross_entropy needs target.classes"),
     ],
 )
 def test_what_the_target_cannot_do_is_refused(
