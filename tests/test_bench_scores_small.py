@@ -32,7 +32,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def made(small, tmp_path_factory):
-    """The robot's folder with made files: collisions are ten times as strong as what is normal."""
+    """The robot's folder with made files: a collision is twenty times as strong as noise."""
     data = tmp_path_factory.mktemp("data")
     folder = data / "robot_failures"
     raw = folder / "raw" / "robot_failures"
@@ -43,7 +43,7 @@ def made(small, tmp_path_factory):
     for number, n_trials in ((1, N_TRIALS), (2, N_TRIALS // 2)):
         lines = []
         for trial in range(n_trials):
-            rows = rng.normal(scale=10.0 if trial % 2 else 1.0, size=(ROWS, 6))
+            rows = rng.normal(loc=20.0 * (trial % 2), size=(ROWS, 6))
             texts = ["\t" + "\t".join(f"{value:.3f}" for value in row) for row in rows]
             lines += ["collision" if trial % 2 else "normal", *texts, ""]
         (raw / f"lp{number}.data").write_text("\n".join(lines) + "\n")
@@ -89,7 +89,7 @@ def test_each_seed_draws_another_split_and_each_problem_reads_its_file(small, ma
 
 def test_a_run_scores_the_test_trials_and_learns(small, made, tmp_path):
     problem = small.PROBLEMS["robot_failures_lp1"]
-    got = small.run(problem, tmp_path, 0, changes={"epochs": 15, "optimizer.lr": 0.02})
+    got = small.run(problem, tmp_path, 0, changes={"epochs": 5, "optimizer.lr": 0.02})
     assert got["n"] == len(ids_by_split(tmp_path / "split0" / "store")["test"])
     assert got["accuracy"] > 0.9 > got["naive_accuracy"]
 

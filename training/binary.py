@@ -50,21 +50,27 @@ class BinaryScores:
             tuple(np.concatenate(parts) for parts in each)
             for each in zip(self.scores, self.truths, self.trials, strict=True)
         ]
-        whole = tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
-        by_column = {
-            name: _extended(summary["by_column"][name], *each)
-            for name, each in zip(self.columns, kept, strict=True)
+        by_column = [_rank_metrics(*each) for each in kept]
+        if len(kept) == 1:  # sorting all steps is what takes time here
+            whole = by_column[0]
+        else:
+            whole = _rank_metrics(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+        merged = {
+            name: _merge(summary["by_column"][name], each)
+            for name, each in zip(self.columns, by_column, strict=True)
         }
-        return _extended(summary, *whole) | {"by_column": by_column}
+        return _merge(summary, whole) | {"by_column": merged}
 
 
-def _extended(
-    summary: dict[str, Any], scores: Float64, positive: Bool, trial: Int64
-) -> dict[str, Any]:
+def _rank_metrics(scores: Float64, positive: Bool, trial: Int64) -> dict[str, Any]:
     _, each = auroc_by_trial(scores, positive, trial)
     mean = float(each.mean()) if len(each) else float("nan")
-    macro = summary["macro"] | {"auroc": mean, "n_auroc": len(each)}
-    return summary | binary_summary(scores, positive) | {"macro": macro}
+    return binary_summary(scores, positive) | {"macro": {"auroc": mean, "n_auroc": len(each)}}
+
+
+def _merge(summary: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return both, and of `macro` both."""
+    return summary | more | {"macro": summary["macro"] | more["macro"]}
 
 
 def binary_summary(scores: Float64, positive: Bool) -> dict[str, float]:

@@ -111,6 +111,7 @@ class TrainConfig(Section):
             "out": (folder / self.out).resolve(),
             "stages": tuple(_against(folder, stage) for stage in self.stages),
             "members": tuple(_against(folder, member) for member in self.members),
+            "sweep": tuple(_entry_against(folder, entry) for entry in self.sweep),
         }
         if self.mixture is not None:
             stores = tuple(_against(folder, other) for other in self.mixture.stores)
@@ -142,6 +143,12 @@ class TrainConfig(Section):
 
 def _against(folder: Path, part: Any) -> Any:
     return part.model_copy(update={"store": (folder / part.store).resolve()})
+
+
+def _entry_against(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a sweep with its paths against a folder."""
+    paths = {name: entry[name] for name in ("store", "start.checkpoint") if entry.get(name)}
+    return entry | {name: str((folder / path).resolve()) for name, path in paths.items()}
 
 
 def choose_windows(config: TrainConfig, stored: WindowSpec) -> WindowSpec:

@@ -85,6 +85,14 @@ class Matrix:
             "forgetting": _mean(lost),
         }
 
+    def skill(self) -> Float64:
+        """Return float64 `[T, D]`: 1 is perfect, 0 no better than the naive baseline, or worse."""
+        perfect = 1.0 if MAIN[self.metric] else 0.0
+        way = np.abs(perfect - self.naive)
+        gain = self.sign * (self.values - self.naive)
+        skill = np.divide(gain, way, out=np.zeros_like(gain), where=way > 0)
+        return np.nan_to_num(skill).clip(0, 1)
+
     def write(self, folder: Path) -> tuple[str, ...]:
         """Write `forgetting.csv`, `.json` and `.png`; return their names."""
         table = [
@@ -104,7 +112,7 @@ class Matrix:
         return ("forgetting.csv", "forgetting.json", "forgetting.png")
 
     def draw(self, path: Path) -> None:
-        """Draw the matrix; the colour compares within a data set, whose scale is its own."""
+        """Draw the matrix; its colour is the skill, which compares data sets of any scale."""
         n_stages, n_sets = self.values.shape
         figure = Figure(figsize=(2.6 + 1.1 * n_sets, 1.6 + 0.55 * n_stages), layout="constrained")
         FigureCanvasAgg(figure)
@@ -114,17 +122,15 @@ class Matrix:
             "bold was just learned",
         )  # fmt: skip
         axes.title.set_fontsize(9)
-        good = self.sign * self.values
-        low, high = good.min(axis=0), good.max(axis=0)
-        shade = np.divide(good - low, high - low, out=np.full_like(good, 0.5), where=high > low)
-        axes.imshow(shade, cmap="Blues", vmin=-0.15, vmax=1.3, aspect="auto")
+        shade = self.skill()
+        axes.imshow(shade, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
         axes.set_xticks(range(n_sets), self.data_sets, rotation=30 if n_sets > 4 else 0)
         axes.set_yticks(range(n_stages), self.stages)
         for (row, column), value in np.ndenumerate(self.values):
             own = self.learned[row] == self.data_sets[column]
             axes.text(
                 column, row, f"{value:.4g}", ha="center", va="center", fontsize=9,
-                color="white" if shade[row, column] > 0.75 else "black",
+                color="white" if shade[row, column] > 0.6 else "black",
                 fontweight="bold" if own else "normal",
             )  # fmt: skip
         building = path.with_name(f".tmp-{path.name}")

@@ -178,7 +178,8 @@ class Statics(nn.Module):
         columns, codes = [], []
         for entry in self.fitted:
             if entry.encoding == "number":
-                scaled_B = ((next(numbers) - entry.mean) / entry.sd).nan_to_num(nan=0.0)
+                scaled_B = (next(numbers) - entry.mean) / entry.sd
+                scaled_B = torch.where(scaled_B.isnan(), 0.0, scaled_B)
                 columns.append(scaled_B.clamp(-_LARGEST, _LARGEST).float()[:, None])
             elif entry.encoding == "embed":
                 codes.append(next(words))

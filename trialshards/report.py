@@ -171,9 +171,11 @@ def print_training(config: TrainConfig, result: TrainResult, evaluation: Evaluat
 def print_evaluation(config: TrainConfig, evaluation: Evaluation) -> None:
     """Print errors beside the baseline's, and where things lie."""
     console = Console()
-    where = "last row of each trial" if evaluation.at == "last" else "every window"
+    every = "every window" if config.data.batches == "windows" else "every row"
+    where = "last row of each trial" if evaluation.at == "last" else every
     console.print(
-        f"{evaluation.split} split, {where}, {evaluation.n_trials:,} trials, physical units:",
+        f"{evaluation.split} split, {where}, {evaluation.n_trials:,} trials, physical units; "
+        "macro: mean over trials",
         highlight=False,
         soft_wrap=True,
     )
@@ -203,7 +205,7 @@ def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
     if "auroc" in metrics:
         return _binary_table(evaluation)
     naive = f"RMSE of {evaluation.baseline}"
-    heads = ("target", "unit", "RMSE", naive, "MAE", "skill", "macro RMSE", "macro MAE")
+    heads = ("target", "unit", "RMSE", naive, "MAE", "skill", "macro RMSE")
     table = Table(*heads, box=None, pad_edge=False)
     for name, part in metrics["by_column"].items():
         table.add_row(
@@ -214,7 +216,6 @@ def _error_table(evaluation: Evaluation, units: dict[str, str]) -> Table:
             f"{part['mae']:.4g}",
             f"{part['skill']:.3f}",
             f"{part['macro']['rmse']:.4g}",
-            f"{part['macro']['mae']:.4g}",
         )
     return table
 
@@ -229,26 +230,28 @@ def _class_table(evaluation: Evaluation) -> Table:
         if name not in known:
             continue
         naive = known.get(f"naive_{name}")
-        shown = {"macro_f1": "macro F1", "auroc": "AUROC"}.get(name, name.replace("_", " "))
+        shown = {"macro_f1": "F1, mean over classes", "auroc": "AUROC"}.get(
+            name, name.replace("_", " ")
+        )
         table.add_row(shown, f"{known[name]:.3f}", "" if naive is None else f"{naive:.3f}")
     return table
 
 
 def _binary_table(evaluation: Evaluation) -> Table:
-    """Chance has an AUROC of .5, and an average precision equal to the share of ones."""
-    heads = ("target", "AUROC", "macro AUROC", "average precision", "share of ones", "RMSE",
-             "macro RMSE", "skill")  # fmt: skip
+    """Chance has an AUROC of .5, and an average precision equal to the share of ones.
+
+    The macro AUROC is the mean over the trials that have both ones and zeros.
+    """
+    heads = ("target", "AUROC", "macro", "average precision", "share of ones", "RMSE", "skill")
     table = Table(*heads, box=None, pad_edge=False)
     for name, part in evaluation.metrics["by_column"].items():
-        macro = part["macro"]
         table.add_row(
             name,
             f"{part['auroc']:.3f}",
-            f"{macro['auroc']:.3f} ({macro['n_auroc']:,} trials)",
+            f"{part['macro']['auroc']:.3f}",
             f"{part['average_precision']:.3f}",
             f"{part['positive_share']:.4f}",
             f"{part['rmse']:.4g}",
-            f"{macro['rmse']:.4g}",
             f"{part['skill']:.3f}",
         )
     return table

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from training.config import TrainConfig
     from training.study import Run
@@ -81,7 +83,12 @@ def print_study(result: StudyResult) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_table(result.rows))
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a log has room for all columns
+    n_finished = sum(row["status"] == "finished" for row in result.rows)
+    hidden = {"epochs"} | ({"status"} if n_finished == len(result.rows) else set())
+    shown = [{k: v for k, v in row.items() if k not in hidden} for row in result.rows]
+    console.print(_table(shown))
     for row in result.rows:
         if row.get("error"):
             _say(console, f"{row['run']} failed: {row['error']}")
@@ -97,11 +104,15 @@ def _say(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(rows: tuple[Mapping[str, Any], ...]) -> Any:
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return rows as a table that fits a terminal; `study.csv` has it all."""
     from rich.table import Table
 
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
-    table = Table(*columns, box=None, pad_edge=False)
+    short = [name.split(".")[-1] for name in columns]
+    heads = [last if short.count(last) == 1 else name for name, last in zip(columns, short,
+                                                                          strict=True)]  # fmt: skip
+    table = Table(*heads, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(_shown(row.get(name)) for name in columns))
     return table
@@ -110,6 +121,8 @@ def _table(rows: tuple[Mapping[str, Any], ...]) -> Any:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -121,8 +134,8 @@ def _print_forgetting(console: Console, result: StudyResult) -> None:
         {"after stage": stage, **dict(zip(sets, values, strict=True))}
         for stage, values in zip(matrix["stages"], matrix["values"], strict=True)
     ]
-    console.print(_table((*rows, {"after stage": "naive", **dict(zip(sets, matrix["naive"],
-                                                                    strict=True))})))  # fmt: skip
+    naive = {"after stage": "naive", **dict(zip(sets, matrix["naive"], strict=True))}
+    console.print(_table([*rows, naive]))
     for name in ("mean_at_the_end", "backward_transfer", "forward_transfer", "forgetting"):
         _say(console, f"{name.replace('_', ' ')}: {_shown(matrix['summary'][name])}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ SCOPES = {
 }  # fmt: skip
 
 
+PART = "(?P<part>train|val|test)/(?P<machine>[^_]+)_(?P<site>[^_]+)_(?P<kg>[^/]*)"
+
+
 def full_store(folder: Path, method: str = "zscore") -> Store:
     """Build a store with every scope of normalization and every kind of input, and holes."""
     for number in range(20):
@@ -44,9 +48,7 @@ def full_store(folder: Path, method: str = "zscore") -> Store:
         write_trial(folder, f"{part}/{machine}_s{number % 2}_{weight}/t{number:02d}", columns)
     spec = write_spec(
         folder,
-        source={
-            "trial_id": r"(?P<part>\w+)/(?P<machine>[^_]+)_(?P<site>[^_]+)_(?P<kg>[^/]*)/t\d+"
-        },
+        source={"trial_id": "/".join([".*", PART, r"t\d+"])},
         channels=list(SCOPES),
         categorical={"gear": "embed", "mode": "one_hot"},
         static={"site": "one_hot", "kg": "number", "machine": "embed"},
@@ -169,7 +171,7 @@ def check_row(said: Arrays, row: dict[str, Any], description: dict[str, Any], rt
     wanted = [row[f"predicted_{column}"] for column in target["columns"]]
     np.testing.assert_allclose(said["predicted"], wanted, rtol=rtol, atol=rtol)
     if levels:
-        of_row = [value for name, value in row.items() if name.startswith("quantile_")]
+        of_row = [value for name, value in row.items() if re.search(r"_q\d+$", name)]
         np.testing.assert_allclose(np.ravel(said["quantiles"]), of_row, rtol=rtol, atol=rtol)
 
 

@@ -113,6 +113,22 @@ def test_predictions_are_the_equations_over_whole_trials(
             np.testing.assert_allclose(table[f"truth_{column}"], truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("cut", ["start", "end"])
+def test_a_trial_that_is_cut_off_is_judged_at_its_last_delivered_row(
+    scored: Callable[..., Any], tmp_path: Path, cut: str
+) -> None:
+    config, _ = scored("per_step", "trials", "last")
+    trials = {"data.batches": "trials", "data.trials": {"max_length": 10, "truncate": cut}}
+    asked = config.changed({**trials, "evaluate.at": "last"})
+    folder = score_on(asked, config.out / "best.ckpt", tmp_path / "scored").folder
+    store = Store(config.store)
+    rows = pq.read_table(folder / "predictions.parquet").to_pylist()
+    assert len(rows) == (store.index.split == store.split_code("test")).sum()
+    for row in rows:
+        n = store.index.n_rows[store.trial_number(row["trial"])]
+        assert row["row"] == (min(n, 10) if cut == "end" else n) - 1
+
+
 def test_a_forecast_needs_no_whole_chunk_behind_its_last_row(tmp_path: Path) -> None:
     """The last row to forecast from may lie in another chunk than the last row of the trial."""
     store = learnable_store(tmp_path / "store", "forecast", n_trials=30)

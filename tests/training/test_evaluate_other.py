@@ -30,6 +30,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return config
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers alone: pictures take most of an evaluation's time."""
+    monkeypatch.setattr("training.evaluation._draw", lambda *_, **__: None)
+
+
 def best(config: TrainConfig) -> Path:
     return config.out / "best.ckpt"
 
@@ -38,6 +44,7 @@ def predicted(folder: Path, column: str) -> Any:
     return pq.read_table(folder / "predictions.parquet")[f"predicted_{column}"].to_numpy()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_on_its_own_store_it_says_what_evaluate_says(run: TrainConfig, tmp_path: Path) -> None:
     mine, same = evaluate(run), score_on(run, best(run), tmp_path / "scored")
     assert same.metrics == mine.metrics
@@ -88,6 +95,7 @@ def test_a_store_that_the_weights_do_not_fit_is_refused(run: TrainConfig, tmp_pa
     assert not (tmp_path / "scored").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_each_store_of_a_mixture_has_an_evaluation(tmp_path: Path) -> None:
     for seed, name in enumerate(("store", "other")):
         learnable_store(tmp_path / name, "per_step", n_trials=20, seed=seed)

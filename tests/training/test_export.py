@@ -89,7 +89,7 @@ def test_a_file_holds_every_scope_and_every_kind_of_input(full: Any, tmp_path: P
     ]  # fmt: skip
     assert {entry["scope"] for entry in description["normalization"]} == set(SCOPES.values())
     n_rows = check_parity(config, run, description, 1e-5)
-    assert n_rows > 30
+    assert n_rows > 15
     for suffix in ("pt2", "onnx"):
         done = export_model(
             checkpoint, tmp_path / f"m.{suffix}", "onnx" if suffix == "onnx" else "torch"
@@ -169,7 +169,7 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(tmp_path: Path) -> N
     with pytest.raises(InvalidSpecError, match="bidirectional"):
         open_standalone(checkpoint, state=True)
     learnable_store(tmp_path / "other", "per_step", n_trials=15, seed=1)
-    with pytest.raises(ResumeError, match="other data than .*other .*split train, val"):
+    with pytest.raises(ResumeError, match=r"other data than .*other .*split train, val"):
         open_standalone(checkpoint, store=tmp_path / "other")
     (config.store).rename(tmp_path / "moved")
     run, description = in_python(checkpoint, store=tmp_path / "moved")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,3 +239,20 @@ def test_the_last_step_of_the_last_chunk_is_that_of_the_trial() -> None:
     assert none is None
     assert after is not None
     assert after.shape == zero.shape
+
+
+@pytest.mark.parametrize("batches", KINDS)
+def test_each_class_counts_the_same_with_weights_class(tmp_path: Path, batches: str) -> None:
+    """Over an epoch; a trial of the rare class then weighs more than one of the other."""
+    splits, labels = ["train"] * 6, [0, 0, 0, 0, 0, 1]
+    target = TargetSchema("per_trial", ("pace",), ("slow", "fast"))
+    store = make_store(tmp_path / "store", [9, 4, 7, 5, 6, 8], target=target, labels=labels,
+                       splits=splits, windows=WindowSpec(4, 2))  # fmt: skip
+    config = config_of(store, batches, data={"lanes": {"chunk": 4}, "weights": "class"})
+    weight, own = np.zeros(2), np.zeros(6)
+    for batch in open_stream(store, config, "train", train=True):
+        there = batch.trial >= 0
+        np.add.at(weight, batch.targets[there].numpy(), batch.weights[there].numpy())
+        np.add.at(own, batch.trial[there].numpy(), batch.weights[there].numpy())
+    assert weight[0] == pytest.approx(weight[1])
+    assert own[5] > 2 * own[:5].max()

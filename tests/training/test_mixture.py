@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from codedstores import TextTrial, text_spec, text_store
-from learnable import learnable_store, tiny_config
+from learnable import tiny_config
 from stores import make_store
 
 import training.loop

@@ -52,6 +52,12 @@ def test_a_sweep_sets_dotted_fields_and_names_folders_by_them():
     assert all(config.study is None for config in runs.values())
 
 
+def test_paths_in_a_sweep_are_those_of_the_file(tmp_path):
+    config = tiny_config(HERE, sweep=[{"name": "far", "store": "../far"}]).resolve(tmp_path / "a")
+    (run,) = plan_runs(config)
+    assert run.config.store == tmp_path / "far"
+
+
 def test_fields_of_one_last_name_are_told_apart_by_the_whole():
     runs = plan(sweep=[{"seed": 1}, {"data.seed": 1}])
     assert list(runs) == ["seed=1", "data.seed=1"]

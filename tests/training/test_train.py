@@ -28,7 +28,8 @@ from training.target import Objective, target_statistics
 @pytest.mark.parametrize("kind", ["forecast", "per_step", "per_trial", "class"])
 def test_it_learns_and_beats_the_baseline(tmp_path: Path, kind: str) -> None:
     learnable_store(tmp_path / "store", kind, missing=kind == "forecast")
-    config = tiny_config(tmp_path, epochs=40)
+    quick = {} if kind == "class" else {"epochs": 16, "optimizer": {"lr": 2e-2}}
+    config = tiny_config(tmp_path, **{"epochs": 40, **quick})
     result = train(config)
     losses = [row["val_loss"] for row in result.history]
     assert result.status == "finished"
