@@ -187,7 +187,8 @@ def main() -> None:
     for name, row in do_jobs(wanted, asked.work.resolve(), asked.jobs):
         print(name, row, flush=True)
         rows[name].append(row)
-        results[name] = sum_up(sets[name], rows[name])
+        # Read again: another call may have written another set meanwhile.
+        results = read_results(asked.results) | {name: sum_up(sets[name], rows[name])}
         write_results(asked.results, results)
     print(table({name: said for name, said in results.items() if name in (asked.only or sets)}))
 

@@ -24,6 +24,7 @@ from pipeline.members import segments, shard_form, size_of, write_members
 from pipeline.pack import pack_trials, plan_batches
 from pipeline.prepare import prepare_files
 from pipeline.recipe import Recipe
+from pipeline.spec import key_orders
 from pipeline.staging import TRANSIENT, BucketResult, read_staged, refresh_files, write_staged
 from pipeline.versions import STAGES
 from shards.manifest import PartEntry, ShardEntry
@@ -52,6 +53,9 @@ def plan_digest(recipe: Recipe) -> str:
         "stages": STAGES,
         "besides": recipe.besides,
     }
+    orders = key_orders(spec)
+    if orders:  # `sort_keys` below cannot tell them apart
+        document["orders"] = orders
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 

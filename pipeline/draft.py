@@ -17,7 +17,7 @@ from pipeline.files import Refusal
 from pipeline.fit import check_given, describe_normalization, fit_columns, fit_train
 from pipeline.merge import Merged
 from pipeline.sections import ForecastTarget, PerTrialTarget
-from pipeline.spec import DatasetSpec
+from pipeline.spec import DatasetSpec, key_orders
 from pipeline.splits import assign_splits, split_names
 from pipeline.versions import STAGES
 from shards.errors import InvalidSpecError
@@ -71,6 +71,7 @@ def draft_version(
     trials = _with_columns(spec, merged, base)
     fit = _fit(spec, merged, trials, base, fitted)
     target, label = _target_schema(spec, trials)
+    orders = key_orders(spec.model_dump(mode="json"))
     draft = VersionDraft(
         **_said(spec),
         target=target,
@@ -88,6 +89,7 @@ def draft_version(
             "tables": delta.tables,
             **_read_again(base, delta),
             **({"fit": "given"} if fitted.given else {}),
+            **({"orders": orders} if orders else {}),
             # Each reads what is written before it; `spec` has its keys sorted.
             **({"derive": list(spec.derive)} if len(spec.derive) > 1 else {}),
         },

@@ -14,7 +14,7 @@ from pipeline.base import CATALOG_STAGE, Base, read_base
 from pipeline.outcome import BuildReport
 from pipeline.quickscan import KnownFiles, Look, quick_look, tables_digest
 from pipeline.sections import Hook, TableAttribute
-from pipeline.spec import DatasetSpec, load_spec
+from pipeline.spec import DatasetSpec, key_orders, load_spec
 from pipeline.versions import STAGES
 from shards.disk import sync_store
 from shards.writer import newest_version
@@ -38,8 +38,12 @@ def find_settled(spec_path: str | Path, store: str | Path) -> BuildReport | None
     if _depends_on_more(spec) or newest_version(Path(store)) is None:
         return None
     asked = spec.model_dump(mode="json")
+    orders = key_orders(asked)
     base = read_base(
-        Path(store), lambda said, built: built == asked and said.get("stages") == STAGES
+        Path(store),
+        lambda said, built: (
+            built == asked and said.get("stages") == STAGES and said.get("orders", {}) == orders
+        ),
     )
     if base is None or not base.reusable or base.manifest.build.get("fit") is not None:
         return None
@@ -80,6 +84,8 @@ def is_settled(base: Base, delta: Delta, asked: Mapping[str, Any]) -> bool:
         asked: The specification, as the manifest would hold it.
     """
     if not base.reusable or not delta.is_empty or dict(base.manifest.spec) != asked:
+        return False
+    if (base.says("orders") or {}) != key_orders(asked):
         return False
     known = {refusal for refusal in base.refusals if refusal.stage == CATALOG_STAGE}
     return (

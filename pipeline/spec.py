@@ -6,8 +6,9 @@ obvious says why.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -167,6 +168,18 @@ class DatasetSpec(Model):
         """Return the columns stored as per-step targets."""
         target = self.windows.target
         return target.columns if isinstance(target, PerStepTarget) else ()
+
+
+def key_orders(spec: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the order of the keys that decide the order of columns, where it is not theirs.
+
+    JSON with sorted keys, such as a manifest holds, keeps no other.
+
+    Args:
+        spec: A specification as plain values.
+    """
+    found = {name: list(spec[name]) for name in ("derive", "categorical", "static")}
+    return {name: keys for name, keys in found.items() if keys != sorted(keys)}
 
 
 def load_spec(path: str | Path) -> DatasetSpec:

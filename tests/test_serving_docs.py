@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model={"hidden": 4, "layers": 1, "head": [4]},
             device={"accelerator": "cpu"},
             data={"batch_size": 64, "windows": {"stride": 32}},
-        )  # fmt: skip
+        )
     )
     return folder
 

@@ -141,6 +141,7 @@ def _as_torch(program: ExportedProgram, text: str) -> bytes:
 
 def _as_onnx(program: ExportedProgram, description: Mapping[str, Any], text: str) -> bytes:
     """Return a file for any runtime that knows opset 20."""
+    from onnx_ir import Shape
     from onnxscript.function_libs.torch_lib.ops.core import aten_lstm
 
     with _quiet("torch.onnx"):
@@ -153,6 +154,10 @@ def _as_onnx(program: ExportedProgram, description: Mapping[str, Any], text: str
             custom_translation_table={_lstm_operator(): aten_lstm},
         )
     assert written is not None
+    graph = written.model.graph
+    for values, ports in ((graph.inputs, "inputs"), (graph.outputs, "outputs")):
+        for value, port in zip(values, description[ports], strict=True):
+            value.shape = Shape(port["shape"])  # by the names of the description, not s11
     written.model.metadata_props[KEY] = text
     content: bytes = written.model_proto.SerializeToString()
     return content

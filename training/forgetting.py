@@ -6,6 +6,7 @@ what was known of a data set before it came.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +119,8 @@ class Matrix:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(
             xlabel="scored on", ylabel="after stage",
-            title=f"{_TITLES[self.metric]} on every data set\ndarker is better in its column, "
-            "bold was just learned",
+            title=f"{_TITLES[self.metric]} on every data set\ndark: far better than the "
+            "baseline; bold: just learned",
         )  # fmt: skip
         axes.title.set_fontsize(9)
         shade = self.skill()
@@ -133,7 +134,7 @@ class Matrix:
                 color="white" if shade[row, column] > 0.6 else "black",
                 fontweight="bold" if own else "normal",
             )  # fmt: skip
-        building = path.with_name(f".tmp-{path.name}")
+        building = path.with_name(f".tmp-{path.name}-{os.getpid()}")
         figure.savefig(building, dpi=120, format="png")
         building.replace(path)
 

@@ -104,7 +104,7 @@ def output_ports(
         (not objective.n_classes, "predicted", (*shape, n_columns),
          f"{meaning}, in the order of `target.columns`"),
         (bool(levels), "quantiles", (*shape, n_columns, len(levels)), "rising, of `quantiles`"),
-        (state, "state", _hidden(config), "after the last step: of the next call"),
+        (state, "next_state", _hidden(config), "after the last step: `state` of the next call"),
     )  # fmt: skip
     return [Port(name, "float32", of, holds) for there, name, of, holds in asked if there]
 
@@ -130,7 +130,10 @@ def describe(
     manifest, objective, statics = store.manifest, model.objective, model.statics
     windows = choose_windows(config, manifest.windows)
     inputs, outputs = (
-        [{**asdict(port), "shape": list(port.shape)} for port in of(model, store, config, state=state)]
+        [
+            asdict(port) | {"shape": list(port.shape)}
+            for port in of(model, store, config, state=state)
+        ]
         for of in (input_ports, output_ports)
     )
     return {

@@ -9,7 +9,9 @@ has as many more steps, so that it still goes once through the stage's own data.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from training.streams import check_alike, open_stream
 from training.study import Run
 from training.studyrun import Orders, Outcome, run_one, score_once
 
+log = logging.getLogger(__name__)
 # Below the folder of a stage: its weights scored on every data set.
 SCORES = "on"
 # Store, version, and which of its trials.
@@ -72,6 +75,9 @@ def run_stages(
         linked, fresh = run, False
         if orders.train:
             linked, fresh = link_stage(runs, number, replay=replay)
+            if fresh:
+                log.warning("starting %s over: it began with other weights than are best now",
+                            run.name)  # fmt: skip
         outcomes.append(run_one(linked, orders, score=score, fresh=fresh))
         if outcomes[-1].status == "interrupted":
             break
@@ -119,7 +125,7 @@ def _keep_weights(best: Path, out: Path) -> Path:
     path = out / f"start-{hashlib.sha256(content).hexdigest()[:12]}.ckpt"
     if not path.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        building = path.with_name(f".tmp-{path.name}")
+        building = path.with_name(f".tmp-{path.name}-{os.getpid()}")  # every rank does this
         building.write_bytes(content)
         building.replace(path)
     for other in out.glob("start-*.ckpt"):

@@ -83,7 +83,7 @@ class Standalone(nn.Module):
         output, after = self.network(*model_inputs(batch), state)
         said = self._say(output.double(), batch, back)
         said = {name: part.float() for name, part in said.items()}
-        return said if after is None else {**said, "state": after}
+        return said if after is None else {**said, "next_state": after}
 
     def _say(self, output: Tensor, batch: Batch, back: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Return what the network says, in physical units, float64."""

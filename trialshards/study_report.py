@@ -29,7 +29,7 @@ def train_study(config: TrainConfig, *, fresh: bool, renew: bool, score: bool) -
     from training.memory import keep_freed_memory
     from training.record import progress_bar
     from training.studyrun import Orders
-    from trialshards.pipes import open_reporter
+    from trialshards.pipes import is_first_process, open_reporter
 
     keep_freed_memory()
     with open_reporter(config.epochs) as told, progress_bar() as progress:
@@ -38,15 +38,17 @@ def train_study(config: TrainConfig, *, fresh: bool, renew: bool, score: bool) -
             for task in progress.task_ids:
                 progress.update(task, visible=False)
             line = f"run {number + 1}/{n_runs}: {run.name}"
-            progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-            told.say(line)
+            if is_first_process():
+                progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                told.say(line)
 
         orders = Orders(
             score=score, fresh=fresh, renew=renew, on_run=announce, progress=progress,
             on_metrics=told.on_metrics, on_step=told.on_step,
         )  # fmt: skip
         result = _run(config, orders, told)
-    print_study(result)
+    if is_first_process():
+        print_study(result)
 
 
 def evaluate_study(config: TrainConfig, *, as_json: bool) -> None:

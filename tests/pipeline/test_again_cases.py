@@ -359,3 +359,33 @@ def test_trials_that_were_taken_out_meanwhile_end_a_build(tmp_path: Path, monkey
         build(spec, store)
     build_checked(spec, store)
     assert ("g1/t04" in Store(store)) == undo
+
+
+# --- the order of columns -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["derive", "categorical"])
+def test_another_order_of_the_same_columns_is_another_data_set(tmp_path: Path, section: str):
+    for seed, name in enumerate("ab"):
+        path = tmp_path / "raw" / f"{name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        rows = [f"{seed + n},{n},w{n % 3},v{n % 2}" for n in range(9)]
+        path.write_text("\n".join(["x,y,one,two", *rows]) + "\n")
+    columns = {
+        "derive": [("x", "x + 1"), ("y", "x * 2")],  # `y` reads the `x` that is there then
+        "categorical": [("one", "embed"), ("two", "embed")],
+    }[section]
+    store = tmp_path / "store"
+    build(write_spec(tmp_path, **{section: dict(columns)}), store)
+    spec = write_spec(tmp_path, **{section: dict(columns[::-1])})
+    assert build(spec, store).published
+    clean = tmp_path / "clean"
+    build(spec, clean)
+    for trial in ("a", "b"):
+        got, wanted = (Store(path)[trial] for path in (store, clean))
+        np.testing.assert_array_equal(got.values, wanted.values)
+    number = 0
+    assert section == "derive" or np.array_equal(
+        Store(store).trial_rows(number, "codes"), Store(clean).trial_rows(number, "codes")
+    )
+    assert not build(spec, store).published

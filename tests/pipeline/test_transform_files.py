@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 from machinetrials import build_machines, raw_files, write_machines
-from stores import make_store
+from stores import SHAPES, make_store
 from trialfolders import write_spec, write_trial, write_trials
 
 from loaders import TrialStream
@@ -178,6 +178,28 @@ def test_long_form_and_parquet_are_read_as_in_a_build(tmp_path):
         assert same_bits(trial.values, store[trial.id].values)
         applied = transform.apply(pl.read_parquet(trial.source))
         assert same_bits(applied.values, trial.values)
+
+
+@pytest.mark.parametrize(("layout", "container"), SHAPES)
+def test_a_store_of_any_shape_has_the_same_transform(tmp_path, layout, container):
+    write_trials(tmp_path, 5, missing=0.2)
+    shards = {"layout": layout, "format": container}
+    store = build_with(tmp_path, shards=shards, normalize={"scope": "train"})
+    transform = Transform.load(store)
+    new = write_new_store(transform, raw_files(tmp_path), tmp_path / "new", split="train").store
+    trials = {trial.id: trial for trial in transform.read(raw_files(tmp_path)).trials}
+    assert new is not None
+    seen = 0
+    for split in [name for name, n in store.manifest.counts["windows"].items() if n]:
+        for batch in TrialStream(store, split=split, batch_size=8, shuffle="none"):
+            for row in range(int((batch.trial >= 0).sum())):
+                name = store.index.id_of(int(batch.trial[row]))
+                first, n = int(batch.start[row]), int(batch.lengths[row])
+                rows = trials[name].delivered[first : first + n]
+                assert same_bits(rows, batch.values[row, :n].numpy())
+                assert same_bits(new.trial_rows(new.trial_number(name)), trials[name].values)
+                seen += 1
+    assert seen > 10
 
 
 # --- what cannot be loaded ------------------------------------------------------------------------

@@ -277,6 +277,14 @@ def test_transfer_and_forgetting_are_those_of_the_papers():
     assert better["forgetting"] == ((6 - 7) + (9 - 8)) / 2
 
 
+def test_the_colour_is_the_skill_of_each_metric():
+    rmse = matrix("rmse", [[10, 5], [0, 40]], learned="ab", naive=(10, 20))
+    assert rmse.skill().tolist() == [[0, 0.75], [1, 0]]
+    right = matrix("accuracy", [[0.75, 0.2], [1, 0.25]], learned="ab", naive=(0.5, 0.25))
+    assert right.skill().tolist() == [[0.5, 0], [1, 0]]
+    assert matrix("rmse", [[3]], learned="a", naive=(0,)).skill().tolist() == [[0]]
+
+
 def test_a_data_set_that_comes_back_counts_from_its_last_time():
     said = matrix("rmse", [[4, 9], [6, 5], [3, 7]], learned="aba").summary()
     assert said["backward_transfer"] == 5 - 7

@@ -18,10 +18,10 @@ import training.loop
 from shards import CorruptStoreError, Store
 from shards.errors import ResumeError
 from training import evaluate, progress_bar, train
-from training.streams import open_stream
 from training.checkpoint import load_checkpoint
 from training.loop import TrainingDivergedError
 from training.loss import row_losses
+from training.streams import open_stream
 from training.target import Objective, target_statistics
 
 
