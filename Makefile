@@ -75,12 +75,15 @@ bench: setup  ## all benchmarks at full size; results go to bench/results
 	$(BIN)/python bench/again.py
 	$(BIN)/python bench/shapes.py
 	$(BIN)/python bench/index.py
+	$(BIN)/python bench/train.py
+	$(BIN)/python bench/scores.py --jobs 2
 
 soak: setup system  ## the long trials of the tests: 10,000 damaged files, 200 killed builds, every crash
 	$(BIN)/python tests/soak/ingest.py --count 10000 --out bench/results/soak_ingest.json
 	$(BIN)/python tests/soak/kills.py --count 200 --out bench/results/soak_kills.json
 	SOAK=1 $(BIN)/python -m pytest tests/crash tests/shards/test_shards_flips.py \
-		tests/loaders/test_exact.py tests/test_examples.py tests/data/test_sepsis.py tests/web
+		tests/loaders/test_exact.py tests/test_examples.py tests/test_command_study.py \
+		tests/training tests/data/test_sepsis.py tests/web
 
 screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 	$(BIN)/python tests/web/screenshots.py

@@ -132,47 +132,49 @@ def leaves(store: Store, config: Any) -> list[Batch]:
 @pytest.mark.parametrize("batches", KINDS)
 @pytest.mark.parametrize("carrying", [Carry, Attached])
 def test_no_gradient_crosses_a_trial(store: Store, batches: str, carrying: type[Carry]) -> None:
-    config = config_of(store, batches, data={"lanes": {"chunk": 4}})
+    config = config_of(store, batches, data={"batch_size": 2, "lanes": {"chunk": 4}})
     model, objective = network(store, config)
-    epoch, wanted = leaves(store, config), 7
-    carry, loss = carrying(config.model), torch.zeros(())
-    for batch in epoch:
-        loss_B, _ = row_losses(run_model(model, batch, carry), batch, objective)
-        if batches != "lanes" or (batch.trial == wanted).any():
-            # In lanes only its last chunk, so that a chunk before must be reached, or not.
-            mine = (batch.trial == wanted) & ((batch.start >= 16) | (batches != "lanes"))
+    epoch, carry = leaves(store, config), carrying(config.model)
+    losses = [row_losses(run_model(model, b, carry), b, objective)[0] for b in epoch]
+    for wanted, length in enumerate(LENGTHS):
+        # Of lanes only the last chunk, so that the chunks before must be reached, or not.
+        last = (length - 1) // 4 * 4
+        loss = torch.zeros(())
+        for batch, loss_B in zip(epoch, losses, strict=True):
+            mine = (batch.trial == wanted) & ((batch.start == last) | (batches != "lanes"))
             loss = loss + loss_B[mine].sum()
-    grads = torch.autograd.grad(loss, [b.values for b in epoch], allow_unused=True)
-    reached = set()
-    for batch, grad in zip(epoch, grads, strict=True):
-        for row, trial in enumerate(batch.trial.tolist()):
-            if grad is not None and grad[row].any():
-                assert trial == wanted
-                reached.add(int(batch.start[row]))
-    if batches == "lanes":  # the trial's own chunks before, only where nothing was detached
-        assert reached == ({16} if carrying is Carry else {0, 4, 8, 12, 16})
-    else:
-        assert reached
+        values = [batch.values for batch in epoch]
+        grads = torch.autograd.grad(loss, values, retain_graph=True)
+        reached = {
+            (int(batch.trial[row]), int(batch.start[row]))
+            for batch, grad in zip(epoch, grads, strict=True)
+            for row in grad.flatten(1).any(1).nonzero().flatten().tolist()
+        }
+        assert {trial for trial, _ in reached} == {wanted}
+        if batches == "lanes":  # its own chunks before, only where nothing was detached
+            starts = range(0, length, 4) if carrying is Attached else [last]
+            assert {start for _, start in reached} == set(starts)
 
 
 @pytest.mark.parametrize("batches", KINDS)
 def test_no_value_crosses_a_trial(store: Store, batches: str) -> None:
-    config = config_of(store, batches, data={"lanes": {"chunk": 4}})
+    config = config_of(store, batches, data={"batch_size": 2, "lanes": {"chunk": 4}})
     model, _ = network(store, config)
 
-    def outputs(change: float) -> Iterator[tuple[int, Tensor]]:
+    def outputs(other: int | None) -> Iterator[tuple[int, Tensor]]:
         carry = Carry(config.model)
         for batch in open_stream(store, config, "train", train=True):
-            batch.values += change * ((batch.trial == 5)[:, None] & batch.valid)[:, :, None]
+            batch.values += 3.0 * ((batch.trial == other)[:, None] & batch.valid)[:, :, None]
             with torch.no_grad():
                 output = run_model(model, batch, carry)
             for row, n in enumerate(batch.lengths.tolist()):
                 yield int(batch.trial[row]), output[row, :n]
 
-    pairs = list(zip(outputs(0.0), outputs(3.0), strict=True))
-    assert {trial for (trial, _), _ in pairs} >= set(range(len(LENGTHS)))
-    for (trial, plain), (_, changed) in pairs:
-        assert trial == -1 or torch.equal(plain, changed) == (trial != 5)
+    plain = list(outputs(None))
+    assert {trial for trial, _ in plain} >= set(range(len(LENGTHS)))
+    for other in range(len(LENGTHS)):
+        for (trial, before), (_, after) in zip(plain, outputs(other), strict=True):
+            assert trial == -1 or torch.equal(before, after) == (trial != other)
 
 
 def test_the_state_is_detached_and_zero_exactly_where_a_trial_starts(store: Store) -> None:
