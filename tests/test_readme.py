@@ -84,7 +84,8 @@ def test_the_commands_run_in_their_order(said):
         ["trialshards", "build"], ["trialshards", "tag"], ["sed", "-i"], ["trialshards", "build"],
         ["trialshards", "diff"], ["trialshards", "tombstone"], ["trialshards", "versions"],
     ]  # fmt: skip
-    assert [line.split()[1] for line, _ in said[11:]] == ["export", "import"]
+    words = ["predict", "export-model", "export", "import"]
+    assert [line.split()[1] for line, _ in said[11:]] == words
 
 
 def test_a_second_build_does_what_the_readme_says(said, folder):
@@ -119,6 +120,13 @@ def test_one_trial_and_some_are_as_the_readme_says(said, folder, monkeypatch, ca
     assert found
     assert {one.attributes["subject"] for one in found} == {"s04"}
     assert min(one.n_rows for one in found) > 300
+
+
+def test_a_model_says_something_of_a_file_and_leaves_the_folder(said, folder):
+    said_of = pq.read_table(folder / "predictions.parquet")
+    assert set(said_of["trial"].to_pylist()) == {"s04/trial_0004"}
+    assert "predicted_tau1" in said_of.column_names
+    assert list(folder.rglob("*.onnx"))
 
 
 def test_other_tools_get_what_the_readme_says(said, folder):
