@@ -33,6 +33,10 @@ KARIM = (
     "F. Karim, S. Majumdar, H. Darabi, S. Harford: Multivariate LSTM-FCNs for time series "
     "classification, Neural Networks 116, 2019"
 )
+SEEN = (
+    " Test figures of seeds 0 to 2 of an earlier config of LP1 were seen before the last choice, "
+    "which itself was made on validation splits."
+)
 CHOSEN = (
     " Features, network and epochs were chosen by the mean accuracy on a third of the train trials "
     "of splits of other seeds. Reported runs train on all train trials; the last epoch counts."
@@ -151,7 +155,9 @@ def make_set(name: str, title: str, goal: float, source: str) -> ScoreSet:
         better="higher",
         goal=goal,
         source=source,
-        protocol=(drawn if problem.n_train else "The published split.") + CHOSEN,
+        protocol=(drawn if problem.n_train else "The published split.")
+        + CHOSEN
+        + (SEEN if name == "robot_failures_lp1" else ""),
         configs=problem.configs,
         prepare=lambda _: None,  # each seed has a store of its own, built with its split
         run=partial(run, problem),

@@ -10,7 +10,6 @@ import json
 import pytest
 import torch
 import torch.multiprocessing as mp
-from batches import LENGTHS
 from integration_ranks import (
     STOP,
     fit,
@@ -20,7 +19,6 @@ from integration_ranks import (
     run_rank,
     steps_of,
 )
-from stores import make_store
 from torch.utils.data import DataLoader
 
 from loaders.integrations import StreamLoader, prepare_stream, stream_module
@@ -30,20 +28,6 @@ from shards.errors import ResumeError
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create", "ignore::DeprecationWarning", "ignore::FutureWarning"
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("integrations")
-    make_store(folder / "store", LENGTHS, n_shards=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def want(folder):
-    """Two epochs of one process, uninterrupted."""
-    stream = open_stream(folder)
-    return steps_of([*stream, *stream])
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ import sys
 from itertools import islice
 
 import pytest
-from batches import LENGTHS
 from integration_ranks import STOP, open_stream, steps_of
-from stores import make_store
 from torch.utils.data import DataLoader
 
 from loaders.integrations import stateful_loader
@@ -18,20 +16,6 @@ from shards import InvalidSpecError
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create", "ignore::DeprecationWarning", "ignore::FutureWarning"
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("integrations")
-    make_store(folder / "store", LENGTHS, n_shards=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def want(folder):
-    """Two epochs of one process, uninterrupted."""
-    stream = open_stream(folder)
-    return steps_of([*stream, *stream])
 
 
 # Other wrappers
