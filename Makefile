@@ -11,7 +11,7 @@ PORT ?= 3000
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 QUIET := --config-json '{"loggers": {"console": {"config": {"log_level": "INFO"}}}}'
 
-.PHONY: help setup home demo demo-cmapss demo-sepsis ui system test lint format bench bench-quick soak screenshots lock clean
+.PHONY: help setup pytest home demo demo-cmapss demo-sepsis ui system test lint format bench bench-quick soak screenshots lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -54,7 +54,11 @@ system:  ## install Debian's PostgreSQL and Chromium, which some tests use (need
 # The tests start some hundred processes: with an empty string these keep what they compile.
 test: export PYTHONDONTWRITEBYTECODE =
 test:  ## everything the gate checks
-	@$(MAKE) --no-print-directory --jobs=2 setup system lint
+	@$(MAKE) --no-print-directory --jobs=2 setup system
+	@$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+# Beside the linters, of which the types take a minute on one core.
+pytest: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style, types, import contracts
@@ -83,7 +87,8 @@ soak: setup system  ## the long trials of the tests: 10,000 damaged files, 200 k
 	$(BIN)/python tests/soak/kills.py --count 200 --out bench/results/soak_kills.json
 	SOAK=1 $(BIN)/python -m pytest tests/crash tests/shards/test_shards_flips.py \
 		tests/loaders/test_exact.py tests/test_examples.py tests/test_command_study.py \
-		tests/training tests/data/test_sepsis.py tests/web
+		tests/training tests/data tests/deploy tests/pipeline/test_build_laws.py \
+		tests/pipeline/test_columnar.py tests/web
 
 screenshots: setup system  ## pictures of the web page; two go to docs/pictures
 	$(BIN)/python tests/web/screenshots.py

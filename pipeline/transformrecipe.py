@@ -104,9 +104,11 @@ def open_recipe(store: Store, dataset: str | Path | None = None) -> InputRecipe:
         return InputRecipe(inputs)
     root, written = Path(dataset).parent, load_spec(dataset)
     found = plan_digest(Recipe(written, root))
-    inputs = inputs_only(_in_order(store, spec, list(written.derive)))
+    order = store.manifest.build.get("derive") or [*written.derive, *spec.derive]
+    stored = _in_order(store, spec, order)
+    inputs = inputs_only(stored)
     hooked = [name for name, one in inputs.derive.items() if isinstance(one, Hook)]
-    same_spec = found == plan_digest(Recipe(spec, root))
+    same_spec = found == plan_digest(Recipe(stored, root))
     if not same_spec or (hooked and found != store.manifest.build.get("plan")):
         what = "says another recipe" if not same_spec else "has other hooks or tables beside it"
         raise InvalidSpecError(

@@ -23,6 +23,10 @@ settings.register_profile(
 )  # fmt: skip
 settings.load_profile("house")
 
+# Read when `datasets` is first imported, by whomever: nothing in the tests asks its hub.
+for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1")
+
 gc.disable()  # for as long as tests are collected: a million objects, all of which stay
 
 

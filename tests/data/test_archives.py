@@ -97,6 +97,7 @@ def test_movement_aal(tmp_path: Path):
     assert column[number].as_py() == wanted["100"]
 
 
+@pytest.mark.skipif(not os.environ.get("SOAK"), reason="4,000 files; SOAK=1 reads them")
 def test_physionet2012(tmp_path: Path):
     folder = unpacked("physionet2012_seta.tar.xz", tmp_path)
     report, store = built("physionet2012/dataset.yaml", folder)

@@ -6,6 +6,7 @@ deployed. One stack serves all tests, in the order of the file.
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import psycopg2
@@ -23,6 +24,9 @@ pytestmark = pytest.mark.skipif(
     find_postgres() is None,
     reason="no PostgreSQL: neither initdb in PATH nor /usr/lib/postgresql/*/bin "
     "(Debian: apt-get install postgresql)",
+)
+LONG = pytest.mark.skipif(
+    not os.environ.get("SOAK"), reason="half a minute of waiting; SOAK=1 waits"
 )
 CAPTURED = """
 query Captured($id: ID!) {
@@ -130,6 +134,7 @@ def test_the_webserver_shows_what_the_steps_printed(stack, finished_run):
     assert "robot_arm__trained_lstm" in logs["stderr"]
 
 
+@LONG
 def test_the_queue_outlives_the_daemon_and_runs_one_per_data_set(stack, finished_run):
     assert stack.stop("daemon")
     ids = [launch(stack.url, "robot_arm", assets=["robot_arm/catalog"]) for _ in range(2)]
@@ -148,6 +153,7 @@ def test_no_log_tells_the_password(stack, finished_run):
     assert not [text for text in [*said, stack.run_once("migrate")] if password in text]
 
 
+@LONG
 def test_a_stopped_code_server_waits_for_its_run(stack, finished_run):
     run_id = launch(stack.url, "robot_arm", assets=["robot_arm/trained_lstm"])
     wait_until(lambda: run_of(stack.url, run_id)["status"] == "STARTED", "training started")
