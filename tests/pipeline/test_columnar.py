@@ -3,6 +3,7 @@
 import datetime as dt
 import io
 import math
+import os
 import subprocess
 import sys
 import textwrap
