@@ -71,7 +71,6 @@ def draft_version(
     trials = _with_columns(spec, merged, base)
     fit = _fit(spec, merged, trials, base, fitted)
     target, label = _target_schema(spec, trials)
-    orders = key_orders(spec.model_dump(mode="json"))
     draft = VersionDraft(
         **_said(spec),
         target=target,
@@ -83,18 +82,22 @@ def draft_version(
         fit=fit,
         parts=tuple(merged.parts.values()),
         tombstones=base.tombstones if base is not None else (),
-        build={
-            "plan": plan,
-            "stages": STAGES,
-            "tables": delta.tables,
-            **_read_again(base, delta),
-            **({"fit": "given"} if fitted.given else {}),
-            **({"orders": orders} if orders else {}),
-            # Each reads what is written before it; `spec` has its keys sorted.
-            **({"derive": list(spec.derive)} if len(spec.derive) > 1 else {}),
-        },
+        build={"plan": plan, "tables": delta.tables, **_noted(spec, base, delta, fitted)},
     )
     return draft, trials
+
+
+def _noted(spec: DatasetSpec, base: Base | None, delta: Delta, fitted: Fitted) -> dict[str, Any]:
+    """Return what the next build must know and the specification's sorted keys do not say."""
+    orders = key_orders(spec.model_dump(mode="json"))
+    return {
+        "stages": STAGES,
+        **_read_again(base, delta),
+        **({"fit": "given"} if fitted.given else {}),
+        **({"orders": orders} if orders else {}),
+        # Each reads what is written before it.
+        **({"derive": list(spec.derive)} if len(spec.derive) > 1 else {}),
+    }
 
 
 def _said(spec: DatasetSpec) -> dict[str, Any]:

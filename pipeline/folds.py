@@ -48,7 +48,7 @@ def build_folds(
     """Build the folds of `method: folds`, or of `leave_one_out` each group's, and tag them.
 
     Files are read for the first one only. A fold whose tag stands for the same data already keeps
-    it.
+    it; the version that this build made of it beside is left to `gc`.
 
     Args:
         spec_path: `dataset.yaml`; its `split.fold` or `split.held_out` is not looked at.
