@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loaders.codes import CodeTable, static_inputs
+from loaders.copying import Fetch
 from loaders.devicerows import DeviceRows
 from loaders.gather import Draws
 from loaders.rescale import Applied, Rescale
@@ -93,7 +94,9 @@ class DeviceGather:
         places[4] = np.where(filler, 0, self._first.take(places[0]) + places[2])
         return places
 
-    def collect(self, draws: Draws, length: int) -> dict[str, Tensor | None]:
+    def collect(
+        self, draws: Draws, length: int, _: Fetch | None = None
+    ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch on the device; see `RowGather.collect`."""
         short = bool((draws.places[3] < length).any())
         at = _Places(self._send_draws(draws), length, short)

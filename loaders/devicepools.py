@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from loaders.blocks import BlockPlan
+from loaders.copying import Fetch
 from loaders.device import SideStream, await_mark, mark
 from loaders.devicegather import DeviceGather
 from loaders.devicerows import DeviceRows, RowSource, Staging, first_rows
@@ -131,7 +132,9 @@ class EpochGather:
         """Refuse: a pool holds the windows of a step, not the parts of trials."""
         raise NotImplementedError
 
-    def collect(self, draws: Draws, length: int) -> dict[str, Tensor | None]:
+    def collect(
+        self, draws: Draws, length: int, _: Fetch | None = None
+    ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch on the device; see `RowGather.collect`."""
         places = draws.places
         needed = np.unique(self._pools.pool[places[0, places[1] >= 0]]).tolist()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from loaders.codes import CodeTable, static_inputs
+from loaders.copying import Fetch, Picks
 from loaders.mapped import MappedRows
 from loaders.pool import Allocate, BufferPool, plain_memory, shared_memory
 from loaders.rescale import Applied, Rescale
@@ -100,7 +101,14 @@ class RowGather:
         # Where forecast targets lie from their first element on: among other channels, or alone.
         self._ahead = self._targets if apart and self._targets else self._values
         among = np.arange(n_targets) if apart else self._columns
-        self._offsets = np.arange(windows.steps)[:, None] * self._ahead.n_columns + among
+        offsets: Int64 = np.arange(windows.steps)[:, None] * self._ahead.n_columns + among
+        self._offsets, self._shape = offsets.reshape(-1), offsets.shape
+        # Few of them are picked where the window is copied: they lie right behind it.
+        self._picks = (
+            self._target.kind == "forecast" and not self._dense and self._ahead is self._values
+            and 0 < offsets.size <= FEW
+        )  # fmt: skip
+        self._reach = (int(offsets.min(initial=0)), int(offsets.max(initial=0)))
         self._rescale = Rescale(
             store.delivery, trials, windows.length, self._columns, may_miss=self._may_miss
         )
@@ -142,12 +150,33 @@ class RowGather:
         places[4] = self._values.locate(places[0], places[2])
         return places
 
-    def collect(self, draws: Draws, length: int) -> dict[str, Tensor | None]:
+    def fetch(self, draws: Draws, length: int, *, early: bool = False) -> Fetch:
+        """Say which values a batch needs; `collect` waits for them.
+
+        Args:
+            draws: The rows of the batch, filler included.
+            length: Steps of the batch.
+            early: Begin now, in a second thread, if there is one at hand.
+        """
+        places = draws.places
+        n = places.shape[1]
+        picks = None
+        if self._picks:
+            picked = np.empty((n, *self._shape), np.float32)
+            picks = Picks(places[5], self._offsets, self._reach, picked)
+        ones = np.empty((n, length), np.bool_)
+        out = self._take((n, length, self._values.n_columns))
+        return self._values.fetch(places[4], out, picks, ones, early=early)
+
+    def collect(
+        self, draws: Draws, length: int, fetch: Fetch | None = None
+    ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch, which own `draws` from now on.
 
         Args:
             draws: The rows of the batch, filler included.
             length: Steps of the batch.
+            fetch: Of these rows; by default it is asked for now.
 
         Returns:
             All tensors of `Batch` that follow from the rows, by name.
@@ -156,17 +185,20 @@ class RowGather:
         short: list[int] = []
         if self._any_short or places[1, -1] < 0:
             short = np.flatnonzero(places[3] < length).tolist()
-        values, applied = self._copy_values(places, length, short)
-        shape = (places.shape[1], length)
+        fetch = self.fetch(draws, length) if fetch is None else fetch
+        fetch.finish()
+        values, applied = self._finish_values(fetch, places, length, short)
+        _, trial, start, lengths, _, _ = torch.from_numpy(places).unbind()
+        assert fetch.ones is not None
         return {
             "values": values,
-            "targets": self._copy_targets(places, length, short, applied),
+            "targets": self._copy_targets(fetch, places, length, short, applied),
             "observed": self._copy_observed(places, length, short),
-            "valid": _cut(torch.from_numpy(np.ones(shape, np.bool_)), places[3], short, False),
-            "lengths": torch.from_numpy(places[3]),
+            "valid": _cut(torch.from_numpy(fetch.ones), places[3], short, False),
+            "lengths": lengths,
             "weights": torch.from_numpy(weights),
-            "trial": torch.from_numpy(places[1]),
-            "start": torch.from_numpy(places[2]),
+            "trial": trial,
+            "start": start,
             "regimes": applied.regimes,
             "window_offset": applied.offset,
             "window_scale": applied.scale,
@@ -175,34 +207,37 @@ class RowGather:
             "static_codes": _rows_of(self._static_codes, places),
         }
 
-    def _copy_values(self, places: Int64, length: int, short: list[int]) -> tuple[Tensor, Applied]:
-        shape = (places.shape[1], length, self._values.n_columns)
-        out = self._take(shape)
-        rows = self._values.copy(places[4], out)
-        applied = NOTHING
+    def _finish_values(
+        self, fetch: Fetch, places: Int64, length: int, short: list[int]
+    ) -> tuple[Tensor, Applied]:
+        rows, applied = fetch.out, NOTHING
+        values = rows.view(len(rows), length, self._values.n_columns)
         if not self._as_stored:
             position, lengths = torch.from_numpy(places[0]), torch.from_numpy(places[3])
-            applied = self._rescale.values(rows.view(shape), position, lengths)
+            applied = self._rescale.values(values, position, lengths)
         if self._may_miss:
             torch.nan_to_num_(rows, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        return _cut(out, places[3], short, 0), applied
+        return _cut(values, places[3], short, 0), applied
 
     def _copy_targets(
-        self, places: Int64, length: int, short: list[int], applied: Applied
+        self, fetch: Fetch, places: Int64, length: int, short: list[int], applied: Applied
     ) -> Tensor:
         if self._target.kind == "forecast":
             if self._dense:
                 return self._copy_dense(places, length, applied)
-            return self._copy_forecast(places, applied)
+            return self._copy_forecast(fetch, places, applied)
         if self._targets is None:
             return self._labels(places)
         out = self._take((places.shape[1], length, self._targets.n_columns))
         self._targets.copy(self._targets.locate(places[0], places[2]), out)
         return _cut(out, places[3], short, np.nan)
 
-    def _copy_forecast(self, places: Int64, applied: Applied) -> Tensor:
-        if self._offsets.size <= FEW:
-            chosen = self._ahead.pick(places[5][:, None, None] + self._offsets)
+    def _copy_forecast(self, fetch: Fetch, places: Int64, applied: Applied) -> Tensor:
+        if fetch.picks is not None:
+            chosen = fetch.picks.out
+        elif self._offsets.size <= FEW:
+            element = places[5][:, None] + self._offsets
+            chosen = self._ahead.pick(element).reshape(-1, *self._shape)
         else:
             shape = (places.shape[1], self._spec.steps, self._ahead.n_columns)
             rows = np.empty(shape, np.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loaders.coldrows import ColdRows, memory_bytes
-from loaders.copying import FlatWindows
+from loaders.copying import Fetch, FlatWindows, Picks
 from shards import Store
 
 Int64 = npt.NDArray[np.int64]
@@ -80,8 +80,16 @@ class MappedRows:
         Returns:
             `[n, n_rows * columns]`, sharing the memory of `out`.
         """
+        fetch = self.fetch(element, out)
+        fetch.finish()
+        return fetch.out
+
+    def fetch(
+        self, element: Int64, out: Tensor, picks: Picks | None = None,
+        ones: npt.NDArray[np.bool_] | None = None, *, early: bool = False,
+    ) -> Fetch:  # fmt: skip
+        """Say what to copy, see `copy` and `FlatWindows.fetch`."""
         rows = out.view(len(out), out.shape[1] * out.shape[2])
         if self._cold is not None:
             self._cold.ask(element, max(self._reach, rows.shape[1]))
-        self._windows.copy(element, rows)
-        return rows
+        return self._windows.fetch(element, rows, picks, ones, early=early)

@@ -52,6 +52,7 @@ class StreamOptions:
     where: str | None
     trials: TrialIds | None
     ahead: int
+    copies_early: bool
     device: torch.device | None
     resident: str | bool
 
@@ -78,6 +79,7 @@ class StreamOptions:
                 "weights": weights if isinstance(weights, LossWeights) else LossWeights(weights),
                 "trials": None if trials is None else TrialIds(trials),
                 "device": device,
+                "copies_early": flat["ahead"] is None,
                 "ahead": (AHEAD if cuda else 0) if flat["ahead"] is None else flat["ahead"],
             }
         )  # fmt: skip

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from loaders.batch import Batch
 from loaders.choices import LaneBatches
+from loaders.copying import Fetch, copies_early
 from loaders.epochorder import EpochOrder
-from loaders.gather import Draws
+from loaders.gather import Draws, RowGather
 from loaders.options import StreamOptions
 from loaders.order import rank_rows
 from loaders.selection import Selection
@@ -43,8 +46,55 @@ class Gather(Protocol):
     def place(self, trial: Int64, start: Int64, n_rows: Int64) -> Int64:
         """Look up what parts of trials need; see `RowGather.place`."""
 
-    def collect(self, draws: Draws, length: int) -> dict[str, Tensor | None]:
+    def collect(
+        self, draws: Draws, length: int, fetch: Fetch | None = None
+    ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch; see `RowGather.collect`."""
+
+
+class Rows(NamedTuple):
+    """What a step needs.
+
+    Attributes:
+        draws: This rank's rows, filler included.
+        length: Steps of the batch.
+        weight: What all rows of the step weigh, over all ranks.
+        reset: bool `[B]` of this rank's lanes, if they are lanes.
+    """
+
+    draws: Draws
+    length: int
+    weight: float
+    reset: npt.NDArray[np.bool_] | None = None
+
+
+class Following:
+    """The step after the one that was read last, whose copy is begun early.
+
+    Args:
+        gather: Fetches it.
+        options: Of the stream.
+    """
+
+    def __init__(self, gather: Gather, options: StreamOptions) -> None:
+        # Workers are processes of their own already, and on a device nothing is copied here.
+        wanted = options.copies_early and get_worker_info() is None
+        self._gather = gather if wanted and isinstance(gather, RowGather) else None
+        self._last: int | None = None
+        self._coming: tuple[int, Rows, Fetch] | None = None
+
+    def take(self, step: int) -> tuple[Rows, Fetch] | None:
+        """Return the step if it is this one; any other is called off."""
+        coming, self._coming = self._coming, None
+        return coming[1:] if coming is not None and coming[0] == step else None
+
+    def begin(self, step: int, n_steps: int, rows_of: Callable[[int], Rows]) -> None:
+        """Begin with what follows `step`, where steps are read in order."""
+        in_order, self._last = step - 1 == self._last, step
+        if self._gather is not None and in_order and step + 1 < n_steps and copies_early():
+            rows = rows_of(step + 1)
+            fetch = self._gather.fetch(rows.draws, rows.length, early=True)
+            self._coming = step + 1, rows, fetch
 
 
 class WindowReader:
@@ -65,27 +115,33 @@ class WindowReader:
         self.n_steps = selection.n_steps(epoch)
         self._selection, self._gather, self._epoch = selection, gather, epoch
         self._size = options.batch_size
-        self._rows = rank_rows(options.batch_size, *ranks)
+        self._mine = rank_rows(options.batch_size, *ranks)
+        self._following = Following(gather, options)
         # No method of this reader: what refers to itself keeps the maps until a collection.
         resolve = partial(_resolve, selection, gather, epoch)
         self._order = EpochOrder(selection.plan, epoch, resolve)
 
     def read(self, step: int) -> Batch:
         """Return the batch of a step."""
-        first = step * self._size
-        last = min(first + self._size, self._selection.plan.n_draws)
-        draws = Draws._make(self._order.read(first, last))
-        mine, (begin, end) = draws, self._rows
-        if end - begin < self._size:
-            mine = Draws._make(column[..., begin:end] for column in draws)
-        return Batch(
-            **self._gather.collect(  # type: ignore[arg-type]
-                mine.filled(end - begin), self._selection.windows.length
-            ),
-            global_weight=self._selection.weigh(draws.weights),
+        rows, fetch = self._following.take(step) or (self._rows(step), None)
+        batch = Batch(
+            **self._gather.collect(rows.draws, rows.length, fetch),  # type: ignore[arg-type]
+            global_weight=rows.weight,
             epoch=self._epoch,
             step=step,
         )
+        self._following.begin(step, self.n_steps, self._rows)
+        return batch
+
+    def _rows(self, step: int) -> Rows:
+        first = step * self._size
+        last = min(first + self._size, self._selection.plan.n_draws)
+        draws = Draws._make(self._order.read(first, last))
+        mine, (begin, end) = draws, self._mine
+        if end - begin < self._size:
+            mine = Draws._make(column[..., begin:end] for column in draws)
+        weight = self._selection.weigh(draws.weights)
+        return Rows(mine.filled(end - begin), self._selection.windows.length, weight)
 
 
 class PartReader:
@@ -100,28 +156,36 @@ class PartReader:
         self.n_steps = self._plan.n_steps
         self._selection, self._gather, self._epoch = selection, gather, epoch
         self._size = options.batch_size
-        self._rows = slice(*rank_rows(options.batch_size, *ranks))
+        self._mine = slice(*rank_rows(options.batch_size, *ranks))
         self._lanes = options.batches if isinstance(options.batches, LaneBatches) else None
+        self._following = Following(gather, options)
 
     def read(self, step: int) -> Batch:
         """Return the batch of a step."""
-        trial, start, n_rows, length, reset = self._plan.rows(step, 0, self._size)
-        weights = self._weights(trial, start, n_rows)
-        mine = self._rows
-        places = self._gather.place(trial[mine], start[mine], n_rows[mine])
+        rows, fetch = self._following.take(step) or (self._rows(step), None)
         batch = Batch(
-            **self._gather.collect(Draws(places, weights[mine].copy()), length),  # type: ignore[arg-type]
-            global_weight=self._selection.weigh(weights),
+            **self._gather.collect(rows.draws, rows.length, fetch),  # type: ignore[arg-type]
+            global_weight=rows.weight,
             epoch=self._epoch,
             step=step,
         )
-        if reset is not None:
-            batch.reset = torch.from_numpy(reset[mine].copy()).to(batch.valid.device)
+        if rows.reset is not None:
+            batch.reset = torch.from_numpy(rows.reset).to(batch.valid.device)
         if self._lanes is not None and self._lanes.burn_in:
             warm = self._lanes.burn_in - batch.start[:, None]
-            at = torch.arange(length, device=batch.valid.device)
+            at = torch.arange(rows.length, device=batch.valid.device)
             batch.counts = batch.valid & (at >= warm)
+        self._following.begin(step, self.n_steps, self._rows)
         return batch
+
+    def _rows(self, step: int) -> Rows:
+        trial, start, n_rows, length, reset = self._plan.rows(step, 0, self._size)
+        weights = self._weights(trial, start, n_rows)
+        mine = self._mine
+        places = self._gather.place(trial[mine], start[mine], n_rows[mine])
+        draws = Draws(places, weights[mine].copy())
+        own_reset = None if reset is None else reset[mine].copy()
+        return Rows(draws, length, self._selection.weigh(weights), own_reset)
 
     def _weights(self, trial: Int64, start: Int64, n_rows: Int64) -> npt.NDArray[np.float32]:
         own: npt.NDArray[np.float32] = self._selection.weights.take(np.maximum(trial, 0))

@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loaders import copying
-from loaders.copying import copy_windows
+from loaders import compiled, copying
+from loaders.compiled import Loader
+from loaders.copying import FlatWindows, Picks, copy_windows
 
 DTYPES = ("float32", "float64", "uint8", "uint16", "int16")
 N_ELEMENTS = 5000
-WAYS = ("torch", "compiled")
+WAYS = ("torch", "compiled", "early")
 
 
 @pytest.fixture(params=WAYS)
@@ -28,18 +29,21 @@ def way(request, monkeypatch) -> str:
 
 
 def use(way: str, monkeypatch) -> None:
-    monkeypatch.setattr(copying, "_kernel", make_kernel(way))
+    monkeypatch.setattr(copying, "loader", make_loader(way == "torch"))
+    if way == "early":
+        fetch = FlatWindows.fetch
+        monkeypatch.setattr(FlatWindows, "fetch", functools.partialmethod(fetch, early=True))
 
 
 @functools.cache
-def make_kernel(way: str) -> copying._Kernel:
-    kernel = copying._Kernel()
-    if way == "compiled":
-        pytest.importorskip("llvmlite")
-        assert kernel.load()
+def make_loader(without: bool) -> Loader:
+    loader = Loader()
+    if without:
+        loader.unload()
     else:
-        kernel.unload()
-    return kernel
+        pytest.importorskip("llvmlite")
+        assert loader.load()
+    return loader
 
 
 def any_bits(dtype: str, seed: int = 0) -> np.ndarray:
@@ -66,6 +70,44 @@ def test_every_row_is_what_follows_its_element(data, dtype, width):
         assert bytes_of(room[1:-1].numpy()) == want, way
         assert not room[0].any(), way
         assert not room[-1].any(), way
+
+
+@given(data=st.data(), width=st.integers(1, 300), n_offsets=st.integers(1, 5))
+def test_elements_beside_windows_and_ones_come_with_them(data, width, n_offsets):
+    n = data.draw(st.integers(1, 40))
+    first = np.array(
+        data.draw(st.lists(st.integers(0, N_ELEMENTS - width), min_size=n, max_size=n))
+    )
+    offsets = np.array(
+        data.draw(st.lists(st.integers(-9, 9), min_size=n_offsets, max_size=n_offsets))
+    )
+    origin = np.array(data.draw(st.lists(st.integers(9, N_ELEMENTS - 10), min_size=n, max_size=n)))
+    array = any_bits("float32")
+    flat = torch.from_numpy(array)
+    for way in WAYS:
+        with pytest.MonkeyPatch.context() as patch:
+            use(way, patch)
+            room, ones = torch.zeros(n + 2, width), np.zeros((n + 2, 3), np.bool_)
+            picked = np.zeros((n + 2, n_offsets), np.float32)
+            reach = (int(offsets.min()), int(offsets.max()))
+            picks = Picks(origin, offsets, reach, picked[1:-1])
+            FlatWindows(flat).fetch(first, room[1:-1], picks, ones[1:-1]).finish()
+        want = np.stack([array[at : at + width] for at in first.tolist()])
+        assert bytes_of(room[1:-1].numpy()) == bytes_of(want), way
+        assert bytes_of(picked[1:-1]) == bytes_of(array[origin[:, None] + offsets]), way
+        assert ones[1:-1].all(), way
+        assert not any(part[[0, -1]].any() for part in (room.numpy(), picked, ones)), way
+
+
+@pytest.mark.parametrize("bad", [-3, N_ELEMENTS - 2, 2**62])
+def test_an_element_that_is_not_inside_is_refused(way, bad):
+    if way == "torch" and bad < 0:
+        pytest.skip("NumPy counts from the end; plans have no such element")
+    offsets = np.array([0, 2])
+    picks = Picks(np.array([5, bad]), offsets, (0, 2), np.zeros((2, 2), np.float32))
+    windows = FlatWindows(torch.zeros(N_ELEMENTS))
+    with pytest.raises(IndexError):
+        windows.fetch(np.zeros(2, np.int64), torch.zeros(2, 4), picks).finish()
 
 
 def test_signalling_nans_keep_their_bits(way):
@@ -143,27 +185,35 @@ def test_torch_copies_in_one_thread_and_keeps_its_own_number(monkeypatch):
 
 def test_the_compiled_loop_comes_when_enough_was_copied(monkeypatch):
     pytest.importorskip("llvmlite")
-    monkeypatch.setattr(copying, "LOAD_AFTER_BYTES", 1000)
-    kernel = copying._Kernel()
-    there = [kernel.ready(size) is not None for size in (500, 499, 1, 1)]
+    monkeypatch.setattr(compiled, "LOAD_AFTER_BYTES", 1000)
+    loader = Loader()
+    there = [loader.ready(size) is not None for size in (500, 499, 1, 1)]
     assert there == [False, False, True, True]
 
 
 @pytest.mark.parametrize("reason", ["switched off", "not installed", "broken"])
 def test_without_it_torch_copies(monkeypatch, reason):
-    kernel = copying._Kernel()
+    loader = Loader()
     if reason == "switched off":
-        monkeypatch.setenv(copying.SWITCH, "0")
+        monkeypatch.setenv(compiled.SWITCH, "0")
     elif reason == "not installed":
         monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
     else:
-        monkeypatch.setattr(copying, "_source", lambda: "nonsense")
-    assert not kernel.load()
-    assert not kernel.ready(2**60)
-    monkeypatch.setattr(copying, "_kernel", kernel)
+        monkeypatch.setattr(compiled, "_source", lambda: "nonsense")
+    assert not loader.load()
+    assert not loader.ready(2**60)
+    monkeypatch.setattr(copying, "loader", loader)
+    assert not copying.copies_early()
     out = torch.zeros(1, 2)
     copy_windows(torch.arange(9.0), np.array([3]), out)
     assert out.tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64"])
+def test_the_loop_is_sound_for_other_machines_too(monkeypatch, machine):
+    llvm = pytest.importorskip("llvmlite.binding")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    llvm.parse_assembly(compiled._source()).verify()
 
 
 def test_importing_loads_no_compiler():
