@@ -12,38 +12,36 @@ import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from loaders.compiled import Loader, pack_job
 from loaders.copythread import Ticket, copy_thread
 
-Int64 = npt.NDArray[np.int64]
-
 TICKET_BYTES = 128 * 1024
 """What a thread copies before it asks for more: 10 us, which the other one may have to wait."""
+
+NO_PICKS = (0, 0, 0, 0, 0, 0)
 
 loader = Loader()
 
 
 class Picks(NamedTuple):
-    """Single elements beside each window, of the same map.
+    """Single elements beside each window, of the same map of 4-byte elements.
 
     Attributes:
-        origin: int64 `[n]`, C order; elements to count from.
-        offsets: int64 `[k]`, C order.
+        origin: int64 `[n]`, contiguous; elements to count from.
+        offsets: int64 `[k]`, contiguous.
         reach: The lowest and the highest of them.
-        out: `[n, ...]`, k items each, C order; takes the elements at `origin[:, None] + offsets`.
+        out: `[n, ...]`, k items each, contiguous; takes what is at `origin[:, None] + offsets`.
     """
 
-    origin: Int64
-    offsets: Int64
+    origin: Tensor
+    offsets: Tensor
     reach: tuple[int, int]
-    out: npt.NDArray[np.float32]
+    out: Tensor
 
 
 class FlatWindows:
@@ -61,41 +59,31 @@ class FlatWindows:
         self._item_bytes = flat.element_size()
         self._views: dict[int, Tensor] = {}
 
-    def copy(self, first: Int64, out: Tensor) -> None:
-        """Copy what follows each of some elements into a row of `out`.
-
-        Args:
-            first: int64 `[n]`, C order; in `[0, elements - width]`.
-            out: `[n, width]` of the dtype of the flat tensor, contiguous.
-
-        Raises:
-            IndexError: If a window does not lie in it; `out` may then hold anything.
-            ValueError: If dtypes or shapes do not fit.
-        """
-        self.fetch(first, out).finish()
-
     def fetch(
-        self, first: Int64, out: Tensor, picks: Picks | None = None,
-        ones: npt.NDArray[np.bool_] | None = None, *, early: bool = False,
+        self, first: Tensor, out: Tensor, picks: Picks | None = None, ones: Tensor | None = None,
+        *, early: bool = False,
     ) -> Fetch:  # fmt: skip
-        """Say what to copy; it is there after `Fetch.finish`.
+        """Ask for what follows each of some elements; it is there after `Fetch.finish`.
 
         Args:
-            first: See `copy`.
-            out: See `copy`.
-            picks: Elements to copy beside the windows, where these are float32.
-            ones: `[n, ...]`, C order, to be set to True.
+            first: int64 `[n]`, contiguous; in `[0, elements - items of a row of out]`.
+            out: `[n, ...]` of the dtype of the flat tensor, contiguous; a row for each window.
+            picks: Elements to copy beside the windows.
+            ones: bool `[n, ...]`, contiguous; to be set to True.
             early: Begin now, in a second thread, if there is one at hand.
 
         Raises:
             IndexError: If it begins now and a window does not lie in the tensor.
             ValueError: If dtypes or shapes do not fit.
         """
-        if out.dtype != self._dtype or len(first) != out.shape[0] or not out.is_contiguous():
+        n = out.shape[0]
+        if out.dtype != self._dtype or first.shape[0] != n or not out.is_contiguous():
             raise ValueError(
                 f"out is {tuple(out.shape)} of {out.dtype}; wanted contiguous rows of "
-                f"{self._dtype}, one for each of {len(first)} windows."
+                f"{self._dtype}, one for each of {first.shape[0]} windows."
             )
+        if first.dtype != torch.int64 or not first.is_contiguous():
+            raise ValueError(f"first is {first.dtype}; wanted int64, contiguous.")
         fetch = Fetch(self, first, out, picks, ones)
         if early:
             fetch.begin()
@@ -103,55 +91,53 @@ class FlatWindows:
 
     def job(self, fetch: Fetch) -> bytes:
         """Describe a copy to the compiled loop."""
-        first, out, picks, ones = fetch.first, fetch.out, fetch.picks, fetch.ones
-        n, width = out.shape
-        if first.dtype != np.int64 or not first.flags.c_contiguous:
-            raise ValueError(f"first is {first.dtype}; wanted int64 in C order.")
-        picked = (0, 0, 0, 0, 0, 0)
+        picks, ones, n = fetch.picks, fetch.ones, fetch.n
+        picked = NO_PICKS
         if picks is not None:
             low, high = picks.reach
             picked = (
-                _address(picks.origin), _address(picks.offsets), len(picks.offsets),
-                -low, self._n - 1 - high, _address(picks.out),
+                picks.origin.data_ptr(), picks.offsets.data_ptr(), picks.offsets.shape[0],
+                -low, self._n - 1 - high, picks.out.data_ptr(),
             )  # fmt: skip
-        width_bytes = width * self._item_bytes
+        width_bytes = fetch.width * self._item_bytes
         return pack_job(
-            self._address, self._n - width, _address(first), n, self._item_bytes, width_bytes,
-            out.data_ptr(), max(1, TICKET_BYTES // width_bytes), *picked,
-            0 if ones is None else _address(ones), 0 if ones is None else ones.nbytes // n,
+            self._address, self._n - fetch.width, fetch.first.data_ptr(), n, self._item_bytes,
+            width_bytes, fetch.out.data_ptr(), max(1, TICKET_BYTES // width_bytes), *picked,
+            0 if ones is None else ones.data_ptr(), 0 if ones is None else ones.numel() // n,
         )  # fmt: skip
 
-    def select(self, first: Int64, out: Tensor) -> None:
-        """Copy with torch alone; see `copy`."""
-        width = out.shape[1]
+    def select(self, fetch: Fetch) -> None:
+        """Copy windows with torch alone."""
+        first, width = fetch.first, fetch.width
         windows = self._views.get(width)
         if windows is None:
             if self._n < width:
                 raise IndexError(f"a window has {width} elements; there are {self._n}.")
             windows = self._flat.as_strided((self._n - width + 1, width), (1, 1))
             self._views[width] = windows
+        out = fetch.out.view(fetch.n, width)
         if self._is_uint16:
             out = out.view(torch.int16)
         n_threads = torch.get_num_threads()  # first in a thread, this also sets its number
         if n_threads == 1 or _set_threads is None:
-            torch.index_select(windows, 0, torch.from_numpy(first), out=out)
+            torch.index_select(windows, 0, first, out=out)
             return
         _set_threads(1)
         try:
-            torch.index_select(windows, 0, torch.from_numpy(first), out=out)
+            torch.index_select(windows, 0, first, out=out)
         finally:
             _set_threads(n_threads)
 
-    def pick(self, element: Int64) -> npt.NDArray[Any]:
-        """Return single elements, in the shape asked for."""
-        taken: npt.NDArray[Any] = self._flat.numpy().take(element)
-        return taken
+    def pick(self, picks: Picks) -> None:
+        """Copy elements with NumPy alone."""
+        element = picks.origin.numpy()[:, None] + picks.offsets.numpy()
+        picks.out.numpy()[...] = self._flat.numpy().take(element).reshape(picks.out.shape)
 
     def refuse(self, fetch: Fetch, window: int) -> None:
         """Raise the error of a window that the compiled loop did not find inside."""
         raise IndexError(
-            f"window {window} begins at element {fetch.first[window]} and has "
-            f"{fetch.out.shape[1]}; there are {self._n}."
+            f"window {window} begins at element {int(fetch.first[window])} and has {fetch.width}; "
+            f"there are {self._n}."
         )
 
 
@@ -159,13 +145,19 @@ class Fetch:
     """A copy, asked for or under way; holds the memory of both sides.
 
     Args: see `FlatWindows.fetch`.
+
+    Attributes:
+        n: Windows.
+        width: Elements of a window.
     """
 
     def __init__(
-        self, windows: FlatWindows, first: Int64, out: Tensor, picks: Picks | None,
-        ones: npt.NDArray[np.bool_] | None,
+        self, windows: FlatWindows, first: Tensor, out: Tensor, picks: Picks | None,
+        ones: Tensor | None,
     ) -> None:  # fmt: skip
         self.first, self.out, self.picks, self.ones = first, out, picks, ones
+        self.n = out.shape[0]
+        self.width = out.numel() // self.n if self.n else 0
         self._windows = windows
         self._ticket: Ticket | None = None
 
@@ -175,8 +167,8 @@ class Fetch:
         Raises:
             IndexError: If a window does not lie in the tensor.
         """
-        loop, size = loader.loop, self.out.nbytes
-        thread = copy_thread(loop) if loop is not None and size else None
+        loop = loader.loop
+        thread = copy_thread(loop) if loop is not None and self.width else None
         if thread is not None:
             # Not this object: it holds the ticket, which calls the copy off when it goes.
             kept = self._windows, self.first, self.out, self.picks, self.ones
@@ -193,9 +185,8 @@ class Fetch:
         ticket, self._ticket = self._ticket, None
         if ticket is not None and ticket.finish():
             return
-        size = self.out.nbytes
-        loop = (loader.loop or loader.ready(size)) if size else None
-        if loop is None:
+        loop = loader.loop or loader.ready(self.out.nbytes)
+        if loop is None or not self.width:
             self._select()
             return
         bad = loop.copy(self._windows.job(self))
@@ -203,28 +194,17 @@ class Fetch:
             self._windows.refuse(self, bad)
 
     def _select(self) -> None:
-        if self.out.nbytes:
-            self._windows.select(self.first, self.out)
+        if self.width:
+            self._windows.select(self)
         if self.picks is not None:
-            element = self.picks.origin[:, None] + self.picks.offsets
-            self.picks.out[...] = self._windows.pick(element).reshape(self.picks.out.shape)
+            self._windows.pick(self.picks)
         if self.ones is not None:
-            self.ones.fill(True)
+            self.ones.fill_(True)
 
 
 def copies_early() -> bool:
     """Return whether copies can begin early here: compiled, on a machine with a second core."""
     return loader.loop is not None and copy_thread(loader.loop) is not None
-
-
-def copy_windows(flat: Tensor, first: Int64, out: Tensor) -> None:
-    """Copy once; see `FlatWindows.copy`."""
-    FlatWindows(flat).copy(first, out)
-
-
-def _address(array: npt.NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _find_set_threads() -> Callable[[int], None] | None:

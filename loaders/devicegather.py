@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from loaders.codes import CodeTable, static_inputs
-from loaders.copying import Fetch
 from loaders.devicerows import DeviceRows
-from loaders.gather import Draws
+from loaders.gather import Asked, Draws
 from loaders.rescale import Applied, Rescale
 from loaders.selection import Selection
 from shards import Store
@@ -95,7 +94,7 @@ class DeviceGather:
         return places
 
     def collect(
-        self, draws: Draws, length: int, _: Fetch | None = None
+        self, draws: Draws, length: int, _: Asked | None = None
     ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch on the device; see `RowGather.collect`."""
         short = bool((draws.places[3] < length).any())

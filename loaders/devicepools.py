@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from loaders.blocks import BlockPlan
-from loaders.copying import Fetch
 from loaders.device import SideStream, await_mark, mark
 from loaders.devicegather import DeviceGather
 from loaders.devicerows import DeviceRows, RowSource, Staging, first_rows
-from loaders.gather import Draws
+from loaders.gather import Asked, Draws
 from loaders.selection import Selection
 from shards import Store
 
@@ -133,7 +132,7 @@ class EpochGather:
         raise NotImplementedError
 
     def collect(
-        self, draws: Draws, length: int, _: Fetch | None = None
+        self, draws: Draws, length: int, _: Asked | None = None
     ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch on the device; see `RowGather.collect`."""
         places = draws.places

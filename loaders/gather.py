@@ -53,6 +53,20 @@ class Draws(NamedTuple):
         return Draws(places, weights)
 
 
+class Asked(NamedTuple):
+    """Values of a batch that were asked for.
+
+    Attributes:
+        fetch: Of the values.
+        ones: bool `[B, L]`; all True when the fetch is finished.
+        parts: The rows of `Draws.places`.
+    """
+
+    fetch: Fetch
+    ones: Tensor
+    parts: tuple[Tensor, ...]
+
+
 class RowGather:
     """Delivers windows, whole trials or chunks of them, of one split.
 
@@ -102,7 +116,7 @@ class RowGather:
         self._ahead = self._targets if apart and self._targets else self._values
         among = np.arange(n_targets) if apart else self._columns
         offsets: Int64 = np.arange(windows.steps)[:, None] * self._ahead.n_columns + among
-        self._offsets, self._shape = offsets.reshape(-1), offsets.shape
+        self._offsets, self._shape = torch.from_numpy(offsets.reshape(-1)), offsets.shape
         # Few of them are picked where the window is copied: they lie right behind it.
         self._picks = (
             self._target.kind == "forecast" and not self._dense and self._ahead is self._values
@@ -150,33 +164,31 @@ class RowGather:
         places[4] = self._values.locate(places[0], places[2])
         return places
 
-    def fetch(self, draws: Draws, length: int, *, early: bool = False) -> Fetch:
-        """Say which values a batch needs; `collect` waits for them.
+    def ask(self, draws: Draws, length: int, *, early: bool = False) -> Asked:
+        """Ask for the values of a batch; `collect` waits for them.
 
         Args:
-            draws: The rows of the batch, filler included.
+            draws: The rows of the batch, filler included; its places are in C order.
             length: Steps of the batch.
             early: Begin now, in a second thread, if there is one at hand.
         """
-        places = draws.places
-        n = places.shape[1]
-        picks = None
+        parts = torch.from_numpy(draws.places).unbind()
+        n, picks = draws.places.shape[1], None
         if self._picks:
-            picked = np.empty((n, *self._shape), np.float32)
-            picks = Picks(places[5], self._offsets, self._reach, picked)
-        ones = np.empty((n, length), np.bool_)
+            picks = Picks(parts[5], self._offsets, self._reach, torch.empty(n, *self._shape))
+        ones = torch.empty(n, length, dtype=torch.bool)
         out = self._take((n, length, self._values.n_columns))
-        return self._values.fetch(places[4], out, picks, ones, early=early)
+        return Asked(self._values.fetch(parts[4], out, picks, ones, early=early), ones, parts)
 
     def collect(
-        self, draws: Draws, length: int, fetch: Fetch | None = None
+        self, draws: Draws, length: int, asked: Asked | None = None
     ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch, which own `draws` from now on.
 
         Args:
             draws: The rows of the batch, filler included.
             length: Steps of the batch.
-            fetch: Of these rows; by default it is asked for now.
+            asked: Of these rows; by default they are asked for now.
 
         Returns:
             All tensors of `Batch` that follow from the rows, by name.
@@ -185,16 +197,15 @@ class RowGather:
         short: list[int] = []
         if self._any_short or places[1, -1] < 0:
             short = np.flatnonzero(places[3] < length).tolist()
-        fetch = self.fetch(draws, length) if fetch is None else fetch
+        fetch, ones, parts = self.ask(draws, length) if asked is None else asked
         fetch.finish()
-        values, applied = self._finish_values(fetch, places, length, short)
-        _, trial, start, lengths, _, _ = torch.from_numpy(places).unbind()
-        assert fetch.ones is not None
+        position, trial, start, lengths, _, _ = parts
+        applied = self._finish(fetch.out, position, lengths)
         return {
-            "values": values,
+            "values": _cut(fetch.out, places[3], short, 0),
             "targets": self._copy_targets(fetch, places, length, short, applied),
             "observed": self._copy_observed(places, length, short),
-            "valid": _cut(torch.from_numpy(fetch.ones), places[3], short, False),
+            "valid": _cut(ones, places[3], short, False),
             "lengths": lengths,
             "weights": torch.from_numpy(weights),
             "trial": trial,
@@ -207,17 +218,14 @@ class RowGather:
             "static_codes": _rows_of(self._static_codes, places),
         }
 
-    def _finish_values(
-        self, fetch: Fetch, places: Int64, length: int, short: list[int]
-    ) -> tuple[Tensor, Applied]:
-        rows, applied = fetch.out, NOTHING
-        values = rows.view(len(rows), length, self._values.n_columns)
+    def _finish(self, values: Tensor, position: Tensor, lengths: Tensor) -> Applied:
+        """Normalize what was copied, in place, and let what is missing be 0."""
+        applied = NOTHING
         if not self._as_stored:
-            position, lengths = torch.from_numpy(places[0]), torch.from_numpy(places[3])
             applied = self._rescale.values(values, position, lengths)
         if self._may_miss:
-            torch.nan_to_num_(rows, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        return _cut(values, places[3], short, 0), applied
+            torch.nan_to_num_(values, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        return applied
 
     def _copy_targets(
         self, fetch: Fetch, places: Int64, length: int, short: list[int], applied: Applied
@@ -234,20 +242,17 @@ class RowGather:
 
     def _copy_forecast(self, fetch: Fetch, places: Int64, applied: Applied) -> Tensor:
         if fetch.picks is not None:
-            chosen = fetch.picks.out
-        elif self._offsets.size <= FEW:
-            element = places[5][:, None] + self._offsets
-            chosen = self._ahead.pick(element).reshape(-1, *self._shape)
+            targets = fetch.picks.out
         else:
             shape = (places.shape[1], self._spec.steps, self._ahead.n_columns)
             rows = np.empty(shape, np.float32)
             self._ahead.copy(places[5], torch.from_numpy(rows))
             chosen = rows if self._ahead is self._targets else rows.take(self._columns, axis=2)
-        targets = torch.from_numpy(chosen)
+            targets = torch.from_numpy(chosen)
         if not self._as_stored:
             self._rescale.targets(targets, torch.from_numpy(places[0]), applied)
         if places[1, -1] < 0:
-            chosen[places[1] < 0] = np.nan
+            targets[torch.from_numpy(places[1] < 0)] = torch.nan
         return targets
 
     def _copy_dense(self, places: Int64, length: int, applied: Applied) -> Tensor:
@@ -311,7 +316,8 @@ def _rows_of(matrix: npt.NDArray[Any] | None, places: Int64) -> Tensor | None:
 
 def _cut(out: Tensor, length: Int64, short: list[int], fill: float) -> Tensor:
     """Overwrite the padding of the short rows of `[B, L, ...]` with `fill`."""
-    rows = out.numpy()
-    for row in short:
-        rows[row, length[row] :] = fill
+    if short:
+        rows = out.numpy()
+        for row in short:
+            rows[row, length[row] :] = fill
     return out

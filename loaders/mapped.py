@@ -7,7 +7,6 @@ block copy, from 1 shard or 1,000.
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,30 +65,20 @@ class MappedRows:
         element += (row if self._stride is None else row // self._stride) * self._width
         return element
 
-    def pick(self, element: Int64) -> npt.NDArray[Any]:
-        """Return single elements, in the shape asked for."""
-        return self._array.take(element)
-
-    def copy(self, element: Int64, out: Tensor) -> Tensor:
+    def copy(self, element: Int64, out: Tensor) -> None:
         """Copy what follows each of `element` into a row of `out`.
 
         Args:
             element: int64 `[n]`, C order, from `locate`.
             out: `[n, n_rows, columns]`, contiguous.
-
-        Returns:
-            `[n, n_rows * columns]`, sharing the memory of `out`.
         """
-        fetch = self.fetch(element, out)
-        fetch.finish()
-        return fetch.out
+        self.fetch(torch.from_numpy(element), out).finish()
 
     def fetch(
-        self, element: Int64, out: Tensor, picks: Picks | None = None,
-        ones: npt.NDArray[np.bool_] | None = None, *, early: bool = False,
+        self, element: Tensor, out: Tensor, picks: Picks | None = None, ones: Tensor | None = None,
+        *, early: bool = False,
     ) -> Fetch:  # fmt: skip
-        """Say what to copy, see `copy` and `FlatWindows.fetch`."""
-        rows = out.view(len(out), out.shape[1] * out.shape[2])
+        """Ask for what follows each of `element`; see `copy` and `FlatWindows.fetch`."""
         if self._cold is not None:
-            self._cold.ask(element, max(self._reach, rows.shape[1]))
-        return self._windows.fetch(element, rows, picks, ones, early=early)
+            self._cold.ask(element.numpy(), max(self._reach, out.shape[1] * out.shape[2]))
+        return self._windows.fetch(element, out, picks, ones, early=early)

@@ -14,9 +14,9 @@ from torch.utils.data import get_worker_info
 
 from loaders.batch import Batch
 from loaders.choices import LaneBatches
-from loaders.copying import Fetch, copies_early
+from loaders.copying import copies_early
 from loaders.epochorder import EpochOrder
-from loaders.gather import Draws, RowGather
+from loaders.gather import Asked, Draws, RowGather
 from loaders.options import StreamOptions
 from loaders.order import rank_rows
 from loaders.selection import Selection
@@ -47,7 +47,7 @@ class Gather(Protocol):
         """Look up what parts of trials need; see `RowGather.place`."""
 
     def collect(
-        self, draws: Draws, length: int, fetch: Fetch | None = None
+        self, draws: Draws, length: int, asked: Asked | None = None
     ) -> dict[str, Tensor | None]:
         """Return the tensors of a batch; see `RowGather.collect`."""
 
@@ -81,9 +81,9 @@ class Following:
         wanted = options.copies_early and get_worker_info() is None
         self._gather = gather if wanted and isinstance(gather, RowGather) else None
         self._last: int | None = None
-        self._coming: tuple[int, Rows, Fetch] | None = None
+        self._coming: tuple[int, Rows, Asked] | None = None
 
-    def take(self, step: int) -> tuple[Rows, Fetch] | None:
+    def take(self, step: int) -> tuple[Rows, Asked] | None:
         """Return the step if it is this one; any other is called off."""
         coming, self._coming = self._coming, None
         return coming[1:] if coming is not None and coming[0] == step else None
@@ -93,8 +93,8 @@ class Following:
         in_order, self._last = step - 1 == self._last, step
         if self._gather is not None and in_order and step + 1 < n_steps and copies_early():
             rows = rows_of(step + 1)
-            fetch = self._gather.fetch(rows.draws, rows.length, early=True)
-            self._coming = step + 1, rows, fetch
+            asked = self._gather.ask(rows.draws, rows.length, early=True)
+            self._coming = step + 1, rows, asked
 
 
 class WindowReader:
@@ -114,7 +114,7 @@ class WindowReader:
     ) -> None:  # fmt: skip
         self.n_steps = selection.n_steps(epoch)
         self._selection, self._gather, self._epoch = selection, gather, epoch
-        self._size = options.batch_size
+        self._size, self._n_draws = options.batch_size, selection.plan.n_draws
         self._mine = rank_rows(options.batch_size, *ranks)
         self._following = Following(gather, options)
         # No method of this reader: what refers to itself keeps the maps until a collection.
@@ -123,9 +123,9 @@ class WindowReader:
 
     def read(self, step: int) -> Batch:
         """Return the batch of a step."""
-        rows, fetch = self._following.take(step) or (self._rows(step), None)
+        rows, asked = self._following.take(step) or (self._rows(step), None)
         batch = Batch(
-            **self._gather.collect(rows.draws, rows.length, fetch),  # type: ignore[arg-type]
+            **self._gather.collect(rows.draws, rows.length, asked),  # type: ignore[arg-type]
             global_weight=rows.weight,
             epoch=self._epoch,
             step=step,
@@ -135,7 +135,7 @@ class WindowReader:
 
     def _rows(self, step: int) -> Rows:
         first = step * self._size
-        last = min(first + self._size, self._selection.plan.n_draws)
+        last = min(first + self._size, self._n_draws)
         draws = Draws._make(self._order.read(first, last))
         mine, (begin, end) = draws, self._mine
         if end - begin < self._size:
@@ -162,9 +162,9 @@ class PartReader:
 
     def read(self, step: int) -> Batch:
         """Return the batch of a step."""
-        rows, fetch = self._following.take(step) or (self._rows(step), None)
+        rows, asked = self._following.take(step) or (self._rows(step), None)
         batch = Batch(
-            **self._gather.collect(rows.draws, rows.length, fetch),  # type: ignore[arg-type]
+            **self._gather.collect(rows.draws, rows.length, asked),  # type: ignore[arg-type]
             global_weight=rows.weight,
             epoch=self._epoch,
             step=step,

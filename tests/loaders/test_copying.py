@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from loaders import compiled, copying
 from loaders.compiled import Loader
-from loaders.copying import FlatWindows, Picks, copy_windows
+from loaders.copying import FlatWindows, Picks
 
 DTYPES = ("float32", "float64", "uint8", "uint16", "int16")
 N_ELEMENTS = 5000
@@ -44,6 +44,10 @@ def make_loader(without: bool) -> Loader:
         pytest.importorskip("llvmlite")
         assert loader.load()
     return loader
+
+
+def copy_windows(flat: torch.Tensor, first: np.ndarray, out: torch.Tensor) -> None:
+    FlatWindows(flat).fetch(torch.from_numpy(first), out).finish()
 
 
 def any_bits(dtype: str, seed: int = 0) -> np.ndarray:
@@ -87,27 +91,28 @@ def test_elements_beside_windows_and_ones_come_with_them(data, width, n_offsets)
     for way in WAYS:
         with pytest.MonkeyPatch.context() as patch:
             use(way, patch)
-            room, ones = torch.zeros(n + 2, width), np.zeros((n + 2, 3), np.bool_)
-            picked = np.zeros((n + 2, n_offsets), np.float32)
+            room, ones = torch.zeros(n + 2, width), torch.zeros(n + 2, 3, dtype=torch.bool)
+            picked = torch.zeros(n + 2, n_offsets)
             reach = (int(offsets.min()), int(offsets.max()))
-            picks = Picks(origin, offsets, reach, picked[1:-1])
-            FlatWindows(flat).fetch(first, room[1:-1], picks, ones[1:-1]).finish()
+            of = [torch.from_numpy(array) for array in (first, origin, offsets)]
+            picks = Picks(*of[1:], reach, picked[1:-1])
+            FlatWindows(flat).fetch(of[0], room[1:-1], picks, ones[1:-1]).finish()
         want = np.stack([array[at : at + width] for at in first.tolist()])
         assert bytes_of(room[1:-1].numpy()) == bytes_of(want), way
-        assert bytes_of(picked[1:-1]) == bytes_of(array[origin[:, None] + offsets]), way
+        assert bytes_of(picked[1:-1].numpy()) == bytes_of(array[origin[:, None] + offsets]), way
         assert ones[1:-1].all(), way
-        assert not any(part[[0, -1]].any() for part in (room.numpy(), picked, ones)), way
+        assert not any(part[[0, -1]].any() for part in (room, picked, ones)), way
 
 
 @pytest.mark.parametrize("bad", [-3, N_ELEMENTS - 2, 2**62])
 def test_an_element_that_is_not_inside_is_refused(way, bad):
     if way == "torch" and bad < 0:
         pytest.skip("NumPy counts from the end; plans have no such element")
-    offsets = np.array([0, 2])
-    picks = Picks(np.array([5, bad]), offsets, (0, 2), np.zeros((2, 2), np.float32))
+    offsets = torch.tensor([0, 2])
+    picks = Picks(torch.tensor([5, bad]), offsets, (0, 2), torch.zeros(2, 2))
     windows = FlatWindows(torch.zeros(N_ELEMENTS))
     with pytest.raises(IndexError):
-        windows.fetch(np.zeros(2, np.int64), torch.zeros(2, 4), picks).finish()
+        windows.fetch(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4), picks).finish()
 
 
 def test_signalling_nans_keep_their_bits(way):

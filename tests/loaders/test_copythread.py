@@ -48,12 +48,13 @@ def windows() -> FlatWindows:
     return FlatWindows(torch.arange(N_ELEMENTS, dtype=torch.float32))
 
 
-def starts(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, N_ELEMENTS - WIDTH, N_WINDOWS)
+def starts(seed: int) -> torch.Tensor:
+    start = np.random.default_rng(seed).integers(0, N_ELEMENTS - WIDTH, N_WINDOWS)
+    return torch.from_numpy(start)
 
 
-def wanted(first: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(first[:, None] + np.arange(WIDTH)).float()
+def wanted(first: torch.Tensor) -> torch.Tensor:
+    return (first[:, None] + torch.arange(WIDTH)).float()
 
 
 def wait_until(is_so) -> None:
@@ -121,7 +122,7 @@ def test_a_copy_that_nobody_wants_any_more_lets_its_memory_go():
 def test_a_window_outside_is_refused_and_the_next_copy_works():
     flat = windows()
     with pytest.raises(IndexError, match="window 1 begins at element 100000"):
-        flat.fetch(np.array([0, N_ELEMENTS]), torch.zeros(2, WIDTH), early=True)
+        flat.fetch(torch.tensor([0, N_ELEMENTS]), torch.zeros(2, WIDTH), early=True)
     out = torch.zeros(N_WINDOWS, WIDTH)
     flat.fetch(starts(3), out, early=True).finish()
     assert torch.equal(out, wanted(starts(3)))
@@ -178,11 +179,11 @@ def test_after_its_end_everybody_copies_alone(use):
 )
 def test_a_process_ends_with_a_copy_under_way(ending):
     code = f"""
-        import numpy as np, torch
+        import torch
         from loaders import copying
         assert copying.loader.load()
         flat = copying.FlatWindows(torch.zeros(50_000_000))
-        first = np.random.default_rng(0).integers(0, 40_000_000, 20_000)
+        first = torch.randint(0, 40_000_000, (20_000,))
         for _ in range(3):
             fetch = flat.fetch(first, torch.empty(20_000, 2_000), early=True)
         {ending}
