@@ -72,10 +72,14 @@ def take_ours(trials: Trials) -> Turn:
 
 
 def run_command(spec: Path, store: Path) -> None:
+    """Run the command as an installed one runs: with its bytecode cached."""
     command = Path(sys.executable).with_name("trialshards")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        [command, "build", spec, "--store", store], capture_output=True, text=True, check=False
-    )
+        [command, "build", spec, "--store", store],
+        env=env | {"PYTHONPYCACHEPREFIX": str(SCRATCH / "bytecode")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         sys.exit(f"{command} failed:\n{done.stdout + done.stderr}")
 

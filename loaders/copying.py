@@ -60,9 +60,8 @@ class FlatWindows:
         self._views: dict[int, Tensor] = {}
 
     def fetch(
-        self, first: Tensor, out: Tensor, picks: Picks | None = None, ones: Tensor | None = None,
-        *, early: bool = False,
-    ) -> Fetch:  # fmt: skip
+        self, first: Tensor, out: Tensor, picks: Picks | None = None, ones: Tensor | None = None
+    ) -> Fetch:
         """Ask for what follows each of some elements; it is there after `Fetch.finish`.
 
         Args:
@@ -70,10 +69,8 @@ class FlatWindows:
             out: `[n, ...]` of the dtype of the flat tensor, contiguous; a row for each window.
             picks: Elements to copy beside the windows.
             ones: bool `[n, ...]`, contiguous; to be set to True.
-            early: Begin now, in a second thread, if there is one at hand.
 
         Raises:
-            IndexError: If it begins now and a window does not lie in the tensor.
             ValueError: If dtypes or shapes do not fit.
         """
         n = out.shape[0]
@@ -84,10 +81,7 @@ class FlatWindows:
             )
         if first.dtype != torch.int64 or not first.is_contiguous():
             raise ValueError(f"first is {first.dtype}; wanted int64, contiguous.")
-        fetch = Fetch(self, first, out, picks, ones)
-        if early:
-            fetch.begin()
-        return fetch
+        return Fetch(self, first, out, picks, ones)
 
     def job(self, fetch: Fetch) -> bytes:
         """Describe a copy to the compiled loop."""
@@ -160,6 +154,7 @@ class Fetch:
         self.width = out.numel() // self.n if self.n else 0
         self._windows = windows
         self._ticket: Ticket | None = None
+        self._is_done = False
 
     def begin(self) -> None:
         """Begin in the second thread, if there is one at hand.
@@ -182,7 +177,10 @@ class Fetch:
         Raises:
             IndexError: If a window does not lie in the tensor.
         """
+        if self._is_done:
+            return
         ticket, self._ticket = self._ticket, None
+        self._is_done = True  # or never: who sees an error does not ask again
         if ticket is not None and ticket.finish():
             return
         loop = loader.loop or loader.ready(self.out.nbytes)

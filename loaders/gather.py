@@ -164,13 +164,12 @@ class RowGather:
         places[4] = self._values.locate(places[0], places[2])
         return places
 
-    def ask(self, draws: Draws, length: int, *, early: bool = False) -> Asked:
+    def ask(self, draws: Draws, length: int) -> Asked:
         """Ask for the values of a batch; `collect` waits for them.
 
         Args:
             draws: The rows of the batch, filler included; its places are in C order.
             length: Steps of the batch.
-            early: Begin now, in a second thread, if there is one at hand.
         """
         parts = torch.from_numpy(draws.places).unbind()
         n, picks = draws.places.shape[1], None
@@ -178,7 +177,7 @@ class RowGather:
             picks = Picks(parts[5], self._offsets, self._reach, torch.empty(n, *self._shape))
         ones = torch.empty(n, length, dtype=torch.bool)
         out = self._take((n, length, self._values.n_columns))
-        return Asked(self._values.fetch(parts[4], out, picks, ones, early=early), ones, parts)
+        return Asked(self._values.fetch(parts[4], out, picks, ones), ones, parts)
 
     def collect(
         self, draws: Draws, length: int, asked: Asked | None = None

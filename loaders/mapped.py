@@ -75,10 +75,9 @@ class MappedRows:
         self.fetch(torch.from_numpy(element), out).finish()
 
     def fetch(
-        self, element: Tensor, out: Tensor, picks: Picks | None = None, ones: Tensor | None = None,
-        *, early: bool = False,
-    ) -> Fetch:  # fmt: skip
+        self, element: Tensor, out: Tensor, picks: Picks | None = None, ones: Tensor | None = None
+    ) -> Fetch:
         """Ask for what follows each of `element`; see `copy` and `FlatWindows.fetch`."""
         if self._cold is not None:
             self._cold.ask(element.numpy(), max(self._reach, out.shape[1] * out.shape[2]))
-        return self._windows.fetch(element, out, picks, ones, early=early)
+        return self._windows.fetch(element, out, picks, ones)

@@ -69,10 +69,10 @@ class Rows(NamedTuple):
 
 
 class Following:
-    """The step after the one that was read last, whose copy is begun early.
+    """The two steps after the one that is read: one is being copied, one waits to be.
 
     Args:
-        gather: Fetches it.
+        gather: Fetches them.
         options: Of the stream.
     """
 
@@ -81,20 +81,38 @@ class Following:
         wanted = options.copies_early and get_worker_info() is None
         self._gather = gather if wanted and isinstance(gather, RowGather) else None
         self._last: int | None = None
-        self._coming: tuple[int, Rows, Asked] | None = None
+        self._begun: tuple[int, Rows, Asked] | None = None
+        self._ready: tuple[int, Rows, Asked] | None = None
 
     def take(self, step: int) -> tuple[Rows, Asked] | None:
-        """Return the step if it is this one; any other is called off."""
-        coming, self._coming = self._coming, None
-        return coming[1:] if coming is not None and coming[0] == step else None
+        """Return the step, copied, and begin with the next; None if it was not foreseen."""
+        begun, self._begun = self._begun, None
+        if begun is None or begun[0] != step:
+            self._ready = None
+            return None
+        begun[2].fetch.finish()
+        self._begin()
+        return begun[1:]
 
-    def begin(self, step: int, n_steps: int, rows_of: Callable[[int], Rows]) -> None:
-        """Begin with what follows `step`, where steps are read in order."""
+    def prepare(self, step: int, n_steps: int, rows_of: Callable[[int], Rows]) -> None:
+        """Prepare what comes after `step`, where steps are read in order."""
         in_order, self._last = step - 1 == self._last, step
-        if self._gather is not None and in_order and step + 1 < n_steps and copies_early():
-            rows = rows_of(step + 1)
-            asked = self._gather.ask(rows.draws, rows.length, early=True)
-            self._coming = step + 1, rows, asked
+        if self._gather is None or not in_order or not copies_early():
+            return
+        if self._begun is None:
+            self._ask(step + 1, n_steps, rows_of)
+            self._begin()
+        self._ask(step + 2, n_steps, rows_of)
+
+    def _ask(self, step: int, n_steps: int, rows_of: Callable[[int], Rows]) -> None:
+        if self._gather is not None and step < n_steps:
+            rows = rows_of(step)
+            self._ready = step, rows, self._gather.ask(rows.draws, rows.length)
+
+    def _begin(self) -> None:
+        self._begun, self._ready = self._ready, None
+        if self._begun is not None:
+            self._begun[2].fetch.begin()
 
 
 class WindowReader:
@@ -130,7 +148,7 @@ class WindowReader:
             epoch=self._epoch,
             step=step,
         )
-        self._following.begin(step, self.n_steps, self._rows)
+        self._following.prepare(step, self.n_steps, self._rows)
         return batch
 
     def _rows(self, step: int) -> Rows:
@@ -175,7 +193,7 @@ class PartReader:
             warm = self._lanes.burn_in - batch.start[:, None]
             at = torch.arange(rows.length, device=batch.valid.device)
             batch.counts = batch.valid & (at >= warm)
-        self._following.begin(step, self.n_steps, self._rows)
+        self._following.prepare(step, self.n_steps, self._rows)
         return batch
 
     def _rows(self, step: int) -> Rows:

@@ -31,8 +31,17 @@ def way(request, monkeypatch) -> str:
 def use(way: str, monkeypatch) -> None:
     monkeypatch.setattr(copying, "loader", make_loader(way == "torch"))
     if way == "early":
-        fetch = FlatWindows.fetch
-        monkeypatch.setattr(FlatWindows, "fetch", functools.partialmethod(fetch, early=True))
+        monkeypatch.setattr(FlatWindows, "fetch", begin(FlatWindows.fetch))
+
+
+def begin(fetch):
+    @functools.wraps(fetch)
+    def early(*args):
+        fetched = fetch(*args)
+        fetched.begin()
+        return fetched
+
+    return early
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import torch
 
 from loaders import copying, copythread
 from loaders.compiled import Loader
-from loaders.copying import FlatWindows
+from loaders.copying import Fetch, FlatWindows
 from loaders.copythread import CopyThread, copy_thread
 from loaders.corewait import LOOK_EVERY, CoreWatch, waited_ns
 
@@ -48,6 +48,12 @@ def windows() -> FlatWindows:
     return FlatWindows(torch.arange(N_ELEMENTS, dtype=torch.float32))
 
 
+def begin(flat: FlatWindows, first: torch.Tensor, out: torch.Tensor) -> Fetch:
+    fetch = flat.fetch(first, out)
+    fetch.begin()
+    return fetch
+
+
 def starts(seed: int) -> torch.Tensor:
     start = np.random.default_rng(seed).integers(0, N_ELEMENTS - WIDTH, N_WINDOWS)
     return torch.from_numpy(start)
@@ -67,7 +73,7 @@ def wait_until(is_so) -> None:
 
 def test_it_copies_all_while_nobody_waits(use):
     out = torch.zeros(N_WINDOWS, WIDTH)
-    fetch = windows().fetch(starts(0), out, early=True)
+    fetch = begin(windows(), starts(0), out)
     wait_until(lambda: torch.equal(out, wanted(starts(0))))
     fetch.finish()
     assert torch.equal(out, wanted(starts(0)))
@@ -79,7 +85,7 @@ def test_many_copies_one_after_the_other_are_all_right():
     for seed in range(300):
         first = starts(seed)[: rng.integers(1, N_WINDOWS)]
         out = torch.zeros(len(first), WIDTH)
-        fetch = flat.fetch(first, out, early=True)
+        fetch = begin(flat, first, out)
         if rng.random() < 0.3:
             time.sleep(rng.random() / 2000)
         fetch.finish()
@@ -88,7 +94,7 @@ def test_many_copies_one_after_the_other_are_all_right():
 
 def test_a_copy_that_finds_it_busy_is_made_by_its_owner():
     flat = windows()
-    fetches = [flat.fetch(starts(k), torch.zeros(N_WINDOWS, WIDTH), early=True) for k in range(4)]
+    fetches = [begin(flat, starts(k), torch.zeros(N_WINDOWS, WIDTH)) for k in range(4)]
     for k in (2, 0, 3, 1):
         fetches[k].finish()
         assert torch.equal(fetches[k].out, wanted(starts(k)))
@@ -97,9 +103,9 @@ def test_a_copy_that_finds_it_busy_is_made_by_its_owner():
 def test_one_that_is_done_but_not_taken_does_not_keep_it_busy(use):
     flat = windows()
     first, second = torch.zeros(N_WINDOWS, WIDTH), torch.zeros(N_WINDOWS, WIDTH)
-    early = flat.fetch(starts(1), first, early=True)
+    early = begin(flat, starts(1), first)
     wait_until(lambda: torch.equal(first, wanted(starts(1))))
-    later = flat.fetch(starts(2), second, early=True)
+    later = begin(flat, starts(2), second)
     wait_until(lambda: torch.equal(second, wanted(starts(2))))
     first.zero_()  # it must not be copied a second time
     early.finish()
@@ -110,7 +116,7 @@ def test_one_that_is_done_but_not_taken_does_not_keep_it_busy(use):
 def test_a_copy_that_nobody_wants_any_more_lets_its_memory_go():
     flat, out = windows(), torch.zeros(N_WINDOWS, WIDTH)
     left = weakref.ref(flat)
-    fetch = flat.fetch(starts(0), out, early=True)
+    fetch = begin(flat, starts(0), out)
     del fetch, flat
     gc.collect()
     assert left() is None
@@ -122,9 +128,9 @@ def test_a_copy_that_nobody_wants_any_more_lets_its_memory_go():
 def test_a_window_outside_is_refused_and_the_next_copy_works():
     flat = windows()
     with pytest.raises(IndexError, match="window 1 begins at element 100000"):
-        flat.fetch(torch.tensor([0, N_ELEMENTS]), torch.zeros(2, WIDTH), early=True)
+        begin(flat, torch.tensor([0, N_ELEMENTS]), torch.zeros(2, WIDTH))
     out = torch.zeros(N_WINDOWS, WIDTH)
-    flat.fetch(starts(3), out, early=True).finish()
+    begin(flat, starts(3), out).finish()
     assert torch.equal(out, wanted(starts(3)))
 
 
@@ -135,7 +141,7 @@ def test_several_threads_share_it():
         for turn in range(60):
             first = starts(100 * number + turn)
             out = torch.zeros(N_WINDOWS, WIDTH)
-            fetch = flat.fetch(first, out, early=True)
+            fetch = begin(flat, first, out)
             if turn % 3 == 0:
                 del fetch
                 continue
@@ -154,7 +160,7 @@ def test_several_threads_share_it():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_makes_the_copy_itself():
     flat, out = windows(), torch.zeros(N_WINDOWS, WIDTH)
-    fetch = flat.fetch(starts(0), out, early=True)
+    fetch = begin(flat, starts(0), out)
     want = wanted(starts(0)).numpy()
     child = os.fork()
     if child == 0:
@@ -167,10 +173,10 @@ def test_a_forked_child_makes_the_copy_itself():
 
 def test_after_its_end_everybody_copies_alone(use):
     flat, out = windows(), torch.zeros(N_WINDOWS, WIDTH)
-    flat.fetch(starts(0), out, early=True).finish()
+    begin(flat, starts(0), out).finish()
     use.end()
     for fresh in (torch.zeros_like(out), torch.zeros_like(out)):
-        flat.fetch(starts(0), fresh, early=True).finish()
+        begin(flat, starts(0), fresh).finish()
         assert torch.equal(fresh, out)
 
 
@@ -185,7 +191,8 @@ def test_a_process_ends_with_a_copy_under_way(ending):
         flat = copying.FlatWindows(torch.zeros(50_000_000))
         first = torch.randint(0, 40_000_000, (20_000,))
         for _ in range(3):
-            fetch = flat.fetch(first, torch.empty(20_000, 2_000), early=True)
+            fetch = flat.fetch(first, torch.empty(20_000, 2_000))
+            fetch.begin()
         {ending}
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
