@@ -25,6 +25,8 @@ from loaders.device import check_resident, parse_device
 from shards import InvalidSpecError, WindowSpec
 from shards.manifest import TargetSchema
 
+EARLY = 2
+"""Batches of which the windows are being copied, or about to be, by a second thread."""
 AHEAD = 2
 """Batches gathered early for a GPU: one is being copied while the next one is made."""
 
@@ -105,6 +107,16 @@ class StreamOptions:
                     f"rank is {self.rank}; wanted less than world_size, {self.world_size}."
                 )
             check_share(self.batch_size, self.world_size)
+
+    def n_ahead(self, n_workers: int) -> int:
+        """Return how many batches there are at most beside the one in use.
+
+        Args:
+            n_workers: Of the DataLoader; each holds two.
+        """
+        if n_workers:
+            return 2 * n_workers
+        return max(self.ahead, EARLY if self.copies_early else 0)
 
     @property
     def shifts(self) -> bool:

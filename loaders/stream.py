@@ -26,6 +26,7 @@ from loaders.chosen import pack_numbers, unpack_numbers
 from loaders.devicegather import DeviceGather
 from loaders.devicepools import PooledGather
 from loaders.epochs import EpochStream
+from loaders.forks import open_before_forks
 from loaders.gather import RowGather
 from loaders.inverse import Inverse
 from loaders.options import StreamOptions
@@ -129,6 +130,7 @@ class TrialStream(EpochStream):
         self._gather: RowGather | DeviceGather | PooledGather | None = None
         self._pid = os.getpid()
         check_layout(self.store, self._selection, self.options)
+        open_before_forks(self)
 
     # What it delivers
 
@@ -244,6 +246,11 @@ class TrialStream(EpochStream):
         opened = self._opened()
         gather = opened.of_epoch(epoch) if isinstance(opened, PooledGather) else opened
         return kind(self._selection, gather, self.options, epoch=epoch, ranks=ranks)
+
+    def open(self) -> None:
+        """Map what the first batch would map, unless that lies on a device."""
+        if self.device is None:
+            self._opened()
 
     # What it is made of
 
