@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline import normalize
 from pipeline.files import Refusal
 from pipeline.loading import loaded_kernels
-from pipeline.normalize import Affine, batch_affine, batch_moments
+from pipeline.normalize import Affine, batch_affine, batch_moments, fold_sums
 from pipeline.recipe import Recipe
 from pipeline.sections import PerTrialTarget
 from pipeline.shaped import ShapedBatch
@@ -93,7 +93,7 @@ def finish_batch(shaped: ShapedBatch, recipe: Recipe) -> FinishedBatch:
         "digest": _digests(shaped, trial, arrays, columns["id"], spec),
         "n_missing": np.diff(edges) * values.shape[1] - n_observed,
         "n_masked": _count_missing(moments["count"], np.diff(edges), values.shape[1]),
-        **moments,
+        **fold_sums(moments),
     }
     if affine is not None:
         columns |= {"offset": affine.offset[trial], "scale": affine.scale[trial]}

@@ -113,6 +113,24 @@ def batch_moments(values: Float64, edges: Int64) -> dict[str, Float64]:
     return moments
 
 
+def fold_sums(moments: Mapping[str, Float64]) -> dict[str, Float64]:
+    """Return moments about the mean itself, so that every `sum` is 0.
+
+    All that is made of moments are the means `shift + sum / count` and the squares about them,
+    `sum_sq - sum ** 2 / count`: those stay as they are, bit for bit.
+
+    Args:
+        moments: `[trials, columns]` each, as `batch_moments` returns them.
+    """
+    n = np.maximum(moments["count"], 1.0)
+    return {
+        **moments,
+        "shift": moments["shift"] + moments["sum"] / n,
+        "sum": np.zeros_like(moments["sum"]),
+        "sum_sq": moments["sum_sq"] - moments["sum"] ** 2 / n,
+    }
+
+
 def _column_moments(column: Float64, edges: Int64) -> dict[str, Float64]:
     starts, n_rows = edges[:-1], np.diff(edges)
     missing = np.isnan(column)

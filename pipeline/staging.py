@@ -146,7 +146,7 @@ def write_staged(path: Path, asked: Sequence[SourceFile], result: BucketResult) 
     about = {
         "shards": [shard.as_dict() for shard in result.shards],
         "refusals": [refusal.as_row() for refusal in result.refusals],
-        "part": None if result.part is None else vars(result.part),
+        "part": None if result.part is None else result.part.as_dict(),
     }
     files = files_to_table(result.files)
     tables = [files.replace_schema_metadata({"trialshards": json.dumps(about)})]

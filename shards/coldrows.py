@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import CorruptStoreError
+from shards.implied import DIGESTS, fill_in, with_sources
 from shards.manifest import COLD
 from shards.parquetfile import admit_table
 from shards.parts import part_path
@@ -46,6 +47,7 @@ class ColdIndex:
             ({"size_bytes": part.size_bytes, "xxh3_128": part.digest}, part.n_rows)
             for part in parts
         ]
+        self._implied = {part_path(store.path, part.digest) for part in parts if part.implied}
         if not parts:
             self._paths = [store.folder / COLD]
             self._promises = [(dict(store.manifest.files[COLD]), len(store.index))]
@@ -59,7 +61,8 @@ class ColdIndex:
         found: dict[str, pa.DataType] = {}
         for path in self._paths:
             for field in self._footer(path).schema.to_arrow_schema():
-                found.setdefault(field.name, field.type)
+                is_raw = field.name in DIGESTS and path in self._implied
+                found.setdefault(field.name, pa.utf8() if is_raw else field.type)
         return found
 
     @cached_property
@@ -136,7 +139,7 @@ class ColdIndex:
     def _whole(self, path: Path, leaf: str, column: str | None = None) -> pa.ChunkedArray:
         """Return a column of one file; nulls where the file has it not."""
         column = column or leaf
-        table = self._read(path, lambda file: file.read(columns=[leaf]))
+        table = self._read(path, lambda file, names: file.read(columns=names), [leaf])
         if column in table.column_names:
             return table[column]
         kind = pa.struct([]) if column == ATTRIBUTES else self.types[column]
@@ -162,25 +165,36 @@ class ColdIndex:
         return whole if places is None else whole.take(pa.array(places))
 
     def _read_group(self, path: Path, group: int, columns: tuple[str, ...]) -> pa.Table:
-        return self._read(path, lambda file: file.read_row_group(group, columns=list(columns)))
+        return self._read(
+            path, lambda file, names: file.read_row_group(group, columns=names), columns
+        )
 
     def _read_footer(self, path: Path) -> pq.FileMetaData:
         promise, n_rows = self._promises[self._paths.index(path)]
-        admit_table(self._root, path, promise, n_rows)
+        admit_table(self._root, path, promise, n_rows, implied=path in self._implied)
         try:
             return pq.read_metadata(path)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(path, error) from error
 
-    def _read(self, path: Path, read: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
-        footer = self._footer(path)
+    def _read(
+        self,
+        path: Path,
+        read: Callable[[pq.ParquetFile, list[str]], pa.Table],
+        columns: Sequence[str],
+    ) -> pa.Table:
+        """Return columns of a file, or leaves of theirs, with what its part leaves out."""
+        footer, implied = self._footer(path), path in self._implied
+        names = list((with_sources(columns) if implied else None) or columns)
         try:
             with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
-                table: pa.Table = read(file)
+                table = read(file, names)
             table.validate(full=True)
+            # Of leaves, as `attributes.<name>`, the column comes with what was asked of it.
+            tops = [name.partition(".")[0] for name in columns]
+            return fill_in(table, tops) if implied else table
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self._unreadable(path, error) from error
-        return table
 
     def _unreadable(self, path: Path, error: Exception) -> CorruptStoreError:
         return CorruptStoreError(

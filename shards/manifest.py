@@ -21,7 +21,7 @@ __all__ = [
     "sign",
 ]  # fmt: skip
 
-FORMAT_MINOR = 2
+FORMAT_MINOR = 3
 FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 """The newest format that this code writes; it reads all of this major up to it, and beyond."""
 LAYOUTS = ("rows", "windows")
@@ -59,7 +59,7 @@ class Manifest:
     def format_minor(self) -> int:
         """The lowest minor that says it all: what needs no newer format is written as ever."""
         if (self.layout, self.container) != ("rows", "zarr") or self.parts or self.tombstones:
-            return FORMAT_MINOR
+            return FORMAT_MINOR if any(part.implied for part in self.parts) else 2
         newer = self.codes or self.statics or not is_first_minor(self.normalization)
         return 1 if newer else 0
 
@@ -71,8 +71,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return `dataset.json`."""
         classes = self.target.classes
-        lists = {name: [dict(vars(e)) for e in getattr(self, name)] for name in _LISTS}
-        optional = {**lists, "build": dict(self.build)}
+        optional: dict[str, Any] = {n: [dict(vars(e)) for e in getattr(self, n)] for n in _LISTS}
+        optional |= {"parts": [part.as_dict() for part in self.parts], "build": dict(self.build)}
         document: dict[str, Any] = {
             "format": {"name": "trialshards", "major": FORMAT_MAJOR, "minor": self.format_minor},
             **vars(self),
@@ -159,7 +159,7 @@ def sign(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "xxh3_128": xxhash.xxh3_128_hexdigest(canonical_json(rest))}
 
 
-_LISTS = ("codes", "statics", "parts", "tombstones")
+_LISTS = ("codes", "statics", "tombstones")
 _MOST_STEPS = 2**40
 _ENCODINGS = {"codes": ("one_hot", "embed"), "statics": ("number", "one_hot", "embed")}
 

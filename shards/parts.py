@@ -17,7 +17,8 @@ import pyarrow as pa
 from shards.disk import replace_file
 from shards.errors import CorruptStoreError
 from shards.identity import file_promise
-from shards.parquetfile import read_cold
+from shards.implied import fill_in, leave_out, with_sources
+from shards.parquetfile import read_cold, unreadable
 from shards.schema import PartEntry
 from shards.tables import int64_array, parquet_bytes
 
@@ -37,9 +38,10 @@ def write_part(store: Path, rows: pa.Table) -> PartEntry:
     Returns:
         What the manifest lists.
     """
+    rows, implied = leave_out(rows)
     content = parquet_bytes(rows)
     promise = file_promise(content)
-    entry = PartEntry(promise["xxh3_128"], promise["size_bytes"], rows.num_rows)
+    entry = PartEntry(promise["xxh3_128"], promise["size_bytes"], rows.num_rows, implied)
     path = part_path(store, entry.digest)
     # One that is there and damaged is mended: the build that writes it again needs it.
     if not path.is_file() or path.read_bytes() != content:
@@ -87,4 +89,12 @@ def read_parts(
 def read_part(store: Path, part: PartEntry, columns: Sequence[str] | None) -> pa.Table:
     """Return all rows of a part, dead ones too, as `read_parts` does."""
     promise = {"size_bytes": part.size_bytes, "xxh3_128": part.digest}
-    return read_cold(store, part_path(store, part.digest), promise, part.n_rows, columns)
+    path = part_path(store, part.digest)
+    if not part.implied:
+        return read_cold(store, path, promise, part.n_rows, columns)
+    wanted = with_sources(columns)
+    table = read_cold(store, path, promise, part.n_rows, wanted, implied=True)
+    try:
+        return fill_in(table, columns)
+    except ValueError as error:
+        raise unreadable(path, error) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.layout import DIGEST, ArraySpec, is_array_name
-from shards.safety import text, whole
+from shards.safety import text, truth, whole
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,17 @@ class PartEntry:
         digest: XXH3-128 of the file, which is its name.
         size_bytes: Of the file.
         n_rows: Rows in it, those that no version names any more included.
+        implied: Whether it leaves out statistics that follow from others (`shards.implied`).
     """
 
     digest: str
     size_bytes: int
     n_rows: int
+    implied: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the manifest entry; one that leaves out nothing says no more than it ever did."""
+        return {name: value for name, value in vars(self).items() if name != "implied" or value}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> PartEntry:
@@ -138,6 +144,7 @@ class PartEntry:
             text(entry["digest"], "part name"),
             whole(entry["size_bytes"], "size_bytes of a part", 1),
             whole(entry["n_rows"], "n_rows of a part", 1),
+            truth(entry.get("implied", False), "implied of a part"),
         )
         if not DIGEST.fullmatch(part.digest):
             raise ValueError(f"part name {part.digest!r} is not a digest")

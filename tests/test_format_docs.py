@@ -23,7 +23,7 @@ from shards.manifest import TargetSchema
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "format.md").read_text()
-READER, EXAMPLE = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+READER, EXAMPLE, FILLED = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 GOLDEN = sorted(p.name for p in (ROOT / "tests" / "golden" / "v1").iterdir() if p.is_dir())
 FORECAST = TargetSchema("forecast", ("c2", "c0"))
 PER_STEP = TargetSchema("per_step", ("y0", "y1"))
@@ -32,11 +32,11 @@ PER_TRIAL = TargetSchema("per_trial", ("kind",), ("a", "b"))
 
 def load_reader() -> Any:
     found: dict[str, Any] = {}
-    exec(compile(READER, "docs/format.md", "exec"), found)
-    return found["PlainStore"]
+    exec(compile(READER + FILLED, "docs/format.md", "exec"), found)
+    return found["PlainStore"], found["filled"]
 
 
-PlainStore = load_reader()
+PlainStore, filled = load_reader()
 
 
 def assert_read_alike(path: Path, version: str | None = None) -> int:
@@ -169,7 +169,7 @@ def test_what_is_known_of_a_trial_leads_back_to_physical_units_and_to_times(buil
     store, plain = Store(built), PlainStore(built)
     assert len(store.manifest.parts) > 1
     for trial in range(len(plain.ids)):
-        about = plain.about(trial)
+        about = filled(plain.about(trial), len(plain.names))
         scale, offset = (np.float32(about[key]) for key in ("scale", "offset"))
         physical = plain.rows(trial) * scale + offset
         assert physical.tobytes() == store.physical_rows(trial).tobytes()
@@ -178,6 +178,35 @@ def test_what_is_known_of_a_trial_leads_back_to_physical_units_and_to_times(buil
         assert time is not None
         assert np.isnan(about["time_step"])
         assert plain.rows(trial, "time")[:, 0].tolist() == time.tolist()
+
+
+def assert_knows_the_same(path: Path) -> None:
+    """Compare all that is known of trials with what our reader says, NaN included."""
+    plain = PlainStore(path)
+    wanted = Store(path).cold().to_pylist()
+    trials = range(len(plain.ids))
+    found = [filled(plain.about(trial), len(plain.names)) for trial in trials]
+    for row, said in zip(found, wanted, strict=True):
+        assert {k: repr(row[k]) for k in said if k in row} == {k: repr(v) for k, v in said.items()}
+
+
+def test_it_finds_the_statistics_that_parts_leave_out(tmp_path):
+    golden = ROOT / "tests" / "golden" / "v1.3" / "rows_zarr"
+    assert_knows_the_same(golden)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in range(5):  # a channel without values, with one, with two and with all alike
+        rows = [
+            f"{k * k / 7 + name},,{k if k == name else ''},{k * k if k < 2 else ''},.1"
+            for k in range(6)
+        ]
+        (raw / f"{name}.csv").write_text("\n".join(["a,b,c,d,e", *rows, ""]))
+    spec = {"name": "few", "source": {"files": "raw/*.csv"}, "channels": list("abcde")}
+    spec |= {"windows": {"length": 4, "target": {"kind": "forecast", "channels": ["a"]}}}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(spec))
+    build(tmp_path / "dataset.yaml", tmp_path / "store")
+    assert [part.implied for part in Store(tmp_path / "store").manifest.parts] == [True]
+    assert_knows_the_same(tmp_path / "store")
 
 
 def test_it_refuses_what_it_does_not_know(tmp_path, built):

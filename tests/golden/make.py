@@ -5,7 +5,7 @@ there is never overwritten: a store that cannot be read any more is a broken pro
 
 `expected.json` does not come from the reader. It comes from the numbers that went in: little-endian
 bytes of each row as hexadecimal text (so NaN bits count), and window counts by hand. Of v1 (format
-1.0) that is done here; of v1.1 and v1.2 `golden_cases.py` says what goes in, `golden_built.py` what
+1.0) that is done here; of later ones `golden_cases.py` says what goes in, `golden_built.py` what
 a real build is given, `golden_write.py` writes it, and `golden_oracle.py` works out from SPEC.md
 what must come out: rows, windows, times, digests and every tensor of an epoch.
 """
@@ -20,7 +20,14 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import xxhash
-from golden_built import golden_versions, write_built
+from golden_built import (
+    SHAPES,
+    golden_versions,
+    physical,  # noqa: F401 - for the tests
+    shape_versions,
+    write_built,
+    write_shape,
+)
 from golden_cases import V1_1, V1_2, Golden
 from golden_oracle import expected, pinned
 from golden_write import write_golden
@@ -146,10 +153,24 @@ def make_v1_2(root: Path) -> dict[str, Any]:
     return built | make_golden(root, V1_2)
 
 
+def make_v1_3(root: Path) -> dict[str, Any]:
+    """Write the stores of format 1.3, one of each shape, by real builds."""
+    found = {}
+    for case, shape in SHAPES.items():
+        write_shape(root / case, *shape)
+        versions = {
+            version: {"identity": identity(Store(root / case, version)), **expected(golden)}
+            for version, golden in shape_versions(*shape).items()
+        }
+        found[case] = {"files": file_hashes(root / case), "versions": versions}
+    return found
+
+
 FORMATS = {
     "v1": make_v1,
     "v1.1": lambda root: make_golden(root, V1_1),
     "v1.2": make_v1_2,
+    "v1.3": make_v1_3,
 }
 
 

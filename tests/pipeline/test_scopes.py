@@ -329,7 +329,7 @@ def test_a_mixture_keeps_each_channel_by_its_own_scope(tmp_path: Path):
         np.testing.assert_allclose(physical, trials[name], rtol=1e-6, atol=1e-6)
     assert [e["scope"] for e in fit["channels"]] == ["train", "group:machine", "regime", "trial"]
     assert (fit["offset"][3], fit["scale"][3]) == (0, 1)
-    assert json.loads((store.folder / "dataset.json").read_text())["format"]["minor"] == 2
+    assert json.loads((store.folder / "dataset.json").read_text())["format"]["minor"] == 3
 
 
 @settings(max_examples=8)
