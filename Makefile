@@ -85,6 +85,7 @@ bench: setup  ## all benchmarks at full size; results go to bench/results
 soak: setup system  ## the long trials of the tests: 10,000 damaged files, 200 killed builds, every crash
 	$(BIN)/python tests/soak/ingest.py --count 10000 --out bench/results/soak_ingest.json
 	$(BIN)/python tests/soak/kills.py --count 200 --out bench/results/soak_kills.json
+	$(BIN)/python tests/soak/kills.py --count 40 --layout windows --format parquet --beside
 	SOAK=1 $(BIN)/python -m pytest tests/crash tests/shards/test_shards_flips.py \
 		tests/loaders/test_exact.py tests/test_examples.py tests/test_command_study.py \
 		tests/training tests/data tests/deploy tests/pipeline/test_build_laws.py \

@@ -70,6 +70,8 @@ def building(store: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         sync_store(store)  # what a killed one published, this one may find and rely on
         yield
+        # Or has found since, and added nothing to: a user is told now that it is there.
+        sync_store(store)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,9 @@ class Machine:
         portion: Share of a write that still happens then; 1 stands for all but the last byte.
         fails: Gives the error number that a change fails with, by its number and kind, or None.
         morgue: Where removed files are kept for `cut_power`; without it there are no power cuts.
+        beside: Another machine on the same disk, whose power is cut for both.
+        visit: Number of a change, and what somebody else does right before it, on the same disk,
+            while all that this machine has opened and locked stays so. Not numbered.
     """
 
     def __init__(
@@ -53,12 +56,17 @@ class Machine:
         portion: float = 0.0,
         fails: Callable[[int, str], int | None] = lambda *_: None,
         morgue: Path | None = None,
+        beside: Machine | None = None,
+        visit: tuple[int, Callable[[], Any]] | None = None,
     ) -> None:
         self.steps: list[tuple[str, str]] = []
         self.dead = False
         self._dies_at, self._portion, self._fails = dies_at, portion, fails
-        self._lock = threading.Lock()
+        self._visit, self._is_visited = visit, False
+        self._lock = threading.RLock()  # a visitor comes inside of a change
         self._disk = None if morgue is None else _Disk(morgue)
+        if beside is not None:
+            self._disk = beside._disk
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -69,7 +77,11 @@ class Machine:
         with self._lock:
             if self.dead:
                 raise Died
+            if self._is_visited:
+                return happens()
             number = len(self.steps)
+            if self._visit and self._visit[0] == number:
+                self._be_visited()
             self.steps.append(
                 (kind, os.fspath(path) if isinstance(path, os.PathLike) else str(path))
             )
@@ -81,6 +93,14 @@ class Machine:
             if code is not None:
                 raise OSError(code, os.strerror(code), str(path))
             return happens()
+
+    def _be_visited(self) -> None:
+        assert self._visit is not None
+        (_, visitor), self._visit, self._is_visited = self._visit, None, True
+        try:
+            visitor()
+        finally:
+            self._is_visited = False
 
     def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
         if not flags & os.O_CREAT or os.path.exists(path):

@@ -19,6 +19,7 @@ from trialfolders import write_spec, write_trials
 from loaders import TrialStream
 from pipeline import workspace
 from pipeline.build import build
+from pipeline.patch import patch_files
 from pipeline.spec import load_spec
 from shards import Store
 from shards.tags import read_tags
@@ -42,6 +43,17 @@ LOSSES: tuple[tuple[float, Callable[[int], bool]], ...] = (
 )
 """Shares of unconfirmed bytes that are kept, and folders whose unconfirmed names are lost."""
 
+
+SHAPES: dict[str, dict[str, str]] = {
+    "rows": {},
+    "parquet": {"format": "parquet"},
+    "windows": {"layout": "windows"},
+    "windows-parquet": {"layout": "windows", "format": "parquet"},
+}
+"""Layout and container of the shards, as in `dataset.yaml`."""
+SHARES = {"rows": 1, "parquet": 14, "windows": 25} | ({"windows-parquet": 1} if SOAK else {})
+"""Shapes that are tried; of what the gate does with the first one, it does a so-many-th with the
+others: they differ in the files of a shard, and in nothing that comes after these."""
 
 _SEEN: dict[str, Picture] = {}
 
@@ -99,12 +111,14 @@ class Case:
         act: What is done to a store; done once more, it ends what was broken off.
         kept: Versions and tags of `before` that it leaves alone; None stands for all.
         then: What must also be possible after it.
+        share: The gate tries a so-many-th of the moments.
     """
 
     before: Path
     act: Callable[[Path], Any]
     kept: frozenset[str] | None = None
     then: Callable[[Path], Any] = lambda _: None
+    share: int = 1
 
     def copy(self, target: Path) -> Path:
         """Make the store as it is before, elsewhere."""
@@ -147,15 +161,23 @@ class Outcome:
         """Yield the numbers of changes to die at, each with one variant; in the soak with all.
 
         Args:
-            parity: In the gate, take the `EVEN` or the `ODD` ones alone; and of what is removed
-                from a folder that has lost its name, every fifth of these.
+            parity: `EVEN` for kills, `ODD` for power cuts. In the gate, take these alone, and of
+                them the share of the case; and of what is removed from a folder that has lost its
+                name, every fifth.
         """
+        stride = 2 * self.case.share
         for number, (kind, path) in enumerate(self.steps):
             is_hidden = kind in ("unlink", "rmdir") and ".tmp-" in path
-            if SOAK:
-                yield from ((number, variant) for variant in range(len(LOSSES)))
-            elif number % 2 == parity and number % (5 if is_hidden else 1) == 0:
-                yield number, number // 2
+            if SOAK:  # how much of it happens before a kill matters for a write alone
+                n_kills = len(PORTIONS) if kind == "write" else 1
+                n_variants = n_kills if parity == EVEN else len(LOSSES)
+                yield from ((number, variant) for variant in range(n_variants))
+            elif number % stride == parity and number % (5 if is_hidden else 1) == 0:
+                yield number, number // stride
+
+    def ends(self) -> range:
+        """Return the variants of a power cut when all is done."""
+        return range(len(LOSSES) if SOAK or self.case.share == 1 else 1)
 
     def check_whole(self, store: Path) -> None:
         """The old versions are what they were, and a new one is there as a whole or not at all."""
@@ -214,15 +236,20 @@ def scratch() -> Iterator[Path]:
 
 
 class Corpus:
-    """A few CSV files in two buckets, one of them refused, and what a build makes of them."""
+    """A few CSV files in two buckets, one of them refused, and what a build makes of them.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: Where they are written.
+        shape: One of `SHAPES`.
+    """
+
+    def __init__(self, root: Path, shape: str = "rows") -> None:
         write_trials(root, 5, seed=3, longest=12)
         (root / "raw" / "g0" / "broken.csv").write_text("x,y\n1,two\n")
         self.root = root
         self.spec = write_spec(
             root,
-            shards={"buckets": 2},
+            shards={"buckets": 2, **SHAPES[shape]},
             normalize={"scope": "train"},
             max_quarantined=0.5,
             split={"method": "hash", "fractions": {"train": 0.6, "val": 0.4}},
@@ -235,10 +262,25 @@ class Corpus:
         assert len(trials) == 6
         (self.root / "raw" / "g1" / "t01.csv").unlink()
 
+    def change_all(self) -> None:
+        """Change every file, and add one."""
+        write_trials(self.root, 7, seed=5, longest=12)
+
     def build(self, store: Path) -> None:
-        """Build; the specification is not read again each time, which takes half the time."""
+        """Build."""
+        with self.known_spec():
+            build(self.spec, store, n_workers=1)
+
+    def patch(self, store: Path) -> None:
+        """Read a file again and add one, whatever became of the others."""
+        with self.known_spec():
+            patch_files(self.spec, store, ["raw/g2/t05.csv", "raw/g0/t06.csv"])
+
+    @contextlib.contextmanager
+    def known_spec(self) -> Iterator[None]:
+        """Have the specification not read again each time, which takes half the time."""
         read, workspace.load_spec = workspace.load_spec, lambda _: self._parsed
         try:
-            build(self.spec, store, n_workers=1)
+            yield
         finally:
             workspace.load_spec = read

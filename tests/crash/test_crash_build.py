@@ -5,18 +5,23 @@ A death is a `kill -9`, or a power cut that loses what was not forced to the dis
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from laws import EVEN, LOSSES, ODD, SOAK, Case, Corpus, Outcome
+from laws import EVEN, ODD, SHARES, SOAK, Case, Corpus, Outcome
+
+CASES = [" of ".join(case) for case in itertools.product(("first build", "second build"), SHARES)]
 
 
-@pytest.fixture(scope="module", params=["first build", "second build"])
+@pytest.fixture(scope="module", params=CASES)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    root = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
-    corpus, before = Corpus(root), root / "store"
-    if request.param == "second build":
+    when, _, shape = request.param.partition(" of ")
+    root = tmp_path_factory.mktemp(when.replace(" ", "-"))
+    corpus, before = Corpus(root, shape), root / "store"
+    if when == "second build":
         corpus.build(before)
         corpus.change()
-    return Outcome.of(Case(before, corpus.build), root)
+    return Outcome.of(Case(before, corpus.build, share=SHARES[shape]), root)
 
 
 def test_the_case_makes_every_kind_of_change_and_a_new_version(outcome: Outcome):
@@ -38,7 +43,7 @@ def test_a_power_cut_at_any_change_of_a_build_leaves_a_whole_store_and_the_next_
 ):
     for number, variant in outcome.moments(ODD):
         outcome.lose(number, variant)
-    for variant in range(len(LOSSES)):
+    for variant in outcome.ends():
         outcome.lose(None, variant)
 
 

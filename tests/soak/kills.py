@@ -1,11 +1,13 @@
 """Kill real builds with `kill -9` at random moments, and hold what is left against its promises.
 
     python tests/soak/kills.py --count 200 --seed 0 --out bench/results/soak_kills.json
+    python tests/soak/kills.py --count 40 --layout windows --format parquet --beside
 
 Before each build a file is changed, added or deleted. After each kill the store is opened and its
-newest versions are verified; the next build goes on from what the killed one left. In the end a
-build that nobody disturbs has to equal one of a new store, fingerprint and batches. Prints a
-summary as JSON; exits 1 if anything was not as promised.
+newest versions are verified; the next build goes on from what the killed one left. With `--beside`
+another process patches a file of its own meanwhile, and has to succeed whatever becomes of the
+build. In the end a build that nobody disturbs has to equal one of a new store, fingerprint and
+batches. Prints a summary as JSON; exits 1 if anything was not as promised.
 """
 
 from __future__ import annotations
@@ -38,25 +40,35 @@ channels: [x, y]
 normalize: {scope: train}
 windows: {length: 8, stride: 4, target: {kind: forecast, channels: [x]}}
 split: {method: hash, fractions: {train: 0.6, val: 0.4}}
-shards: {buckets: 2}
+shards: {buckets: 2, layout: LAYOUT, format: FORMAT}
 max_quarantined: 0.5
 """
+OTHER = "other.csv"
+"""The file that another process patches, and that nothing else touches."""
 
 
 class Corpus:
     """A folder of CSV files, one of them refused, that changes a little each time."""
 
-    def __init__(self, root: Path, rng: random.Random) -> None:
+    def __init__(self, root: Path, rng: random.Random, shape: tuple[str, str]) -> None:
         self.spec, self._raw, self._rng = root / "dataset.yaml", root / "raw", rng
         self._raw.mkdir(parents=True)
-        self.spec.write_text(SPEC)
+        self.spec.write_text(SPEC.replace("LAYOUT", shape[0]).replace("FORMAT", shape[1]))
         for number in range(N_FILES):
-            self._write(number)
+            self._write(f"t{number:02d}.csv")
+        self.change_other()
         (self._raw / "broken.csv").write_text("x,y\n1,two\n")
 
-    def _write(self, number: int) -> None:
+    def _write(self, name: str) -> None:
         rows = (f"{self._rng.gauss(0, 1)!r},{self._rng.gauss(5, 2)!r}" for _ in range(ROWS))
-        (self._raw / f"t{number:02d}.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+        new = self._raw / f".{name}"  # hidden from a build that looks right now
+        new.write_text("\n".join(["x,y", *rows]) + "\n")
+        new.rename(self._raw / name)
+
+    def change_other(self) -> Path:
+        """Change the file that another process patches; return its path."""
+        self._write(OTHER)
+        return self._raw / OTHER
 
     def change(self) -> None:
         """Change or add a file; or delete one, if enough are left."""
@@ -65,7 +77,7 @@ class Corpus:
         if path.exists() and self._rng.random() < 0.4 and len(list(self._raw.iterdir())) > N_FILES:
             path.unlink()
         else:
-            self._write(number)
+            self._write(path.name)
 
 
 def build(spec: str, store: str, started: Any) -> None:
@@ -78,14 +90,24 @@ def build(spec: str, store: str, started: Any) -> None:
     main(["build", spec, "--store", store, "--workers", "2"], standalone_mode=False)
 
 
-class Victim:
-    """A build in a process of its own."""
+def patch(spec: str, store: str, started: Any, file: str) -> None:
+    """Run `trialshards patch` in this process."""
+    from trialshards.cli import main
 
-    def __init__(self, corpus: Corpus, store: Path) -> None:
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    started.set()
+    main(["patch", spec, file, "--store", store], standalone_mode=False)
+
+
+class Victim:
+    """A build, or the patch of a file, in a process of its own."""
+
+    def __init__(self, corpus: Corpus, store: Path, file: Path | None = None) -> None:
         started = CONTEXT.Event()
-        self._process = CONTEXT.Process(
-            target=build, args=(str(corpus.spec), str(store), started), daemon=True
-        )
+        task, more = (build, ()) if file is None else (patch, (str(file),))
+        arguments = (str(corpus.spec), str(store), started, *more)
+        self._process = CONTEXT.Process(target=task, args=arguments, daemon=True)
         self._process.start()
         if not started.wait(SECONDS_PER_BUILD):
             raise TimeoutError("the build did not start")
@@ -100,12 +122,17 @@ class Victim:
         return time.perf_counter() - self._began
 
     def kill(self, after_seconds: float) -> bool:
-        """Kill it; return False if it had ended by itself."""
-        self._process.join(after_seconds)
+        """Kill it; return whether it had not ended by itself."""
+        self._process.join(max(0.0, self._began + after_seconds - time.perf_counter()))
         self._process.kill()
         self._process.join()
         if self._process.exitcode not in (0, -signal.SIGKILL):
             raise RuntimeError(f"the build ended with {self._process.exitcode}")
+        return self.was_killed
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it did not end by itself."""
         return self._process.exitcode != 0
 
 
@@ -141,51 +168,94 @@ def batches_of(store: Path) -> dict[str, bytes]:
     return {**rows, **{s: f.encode() for s, f in opened.manifest.fingerprints.items()}}
 
 
-def run(count: int, seed: int, root: Path) -> dict[str, Any]:
-    """Kill `count` builds; return the summary."""
-    from shards.gc import gc_store
+class Soak:
+    """Builds that are killed one after the other.
 
-    began, rng = time.perf_counter(), random.Random(seed)
-    corpus, store = Corpus(root / "corpus", rng), root / "store"
-    Victim(corpus, root / "timed").wait()
-    corpus.change()
-    seconds = Victim(corpus, root / "timed").wait()
-    known: dict[str, str] = {}
-    struck: list[dict[str, Any]] = []
-    n_ended = 0
-    while len(struck) < count:
-        corpus.change()
+    Attributes:
+        struck: What is known of each kill.
+        n_ended: Builds that ended before they could be killed.
+
+    Args:
+        root: Folder for everything.
+        seed: Of the moments and the changes.
+        shape: Layout and container of the shards.
+        beside: Whether another process patches a file during each build.
+    """
+
+    def __init__(self, root: Path, seed: int, shape: tuple[str, str], *, beside: bool) -> None:
+        self.struck: list[dict[str, Any]] = []
+        self.n_ended, self.known = 0, dict[str, str]()
+        self._rng, self._beside, self._root = random.Random(seed), beside, root
+        self._corpus, self._store = Corpus(root / "corpus", self._rng, shape), root / "store"
+        Victim(self._corpus, root / "timed").wait()
+        self._corpus.change()
+        self.seconds = Victim(self._corpus, root / "timed").wait()
+
+    def strike(self) -> None:
+        """Change the corpus, begin a build and kill it; then look."""
+        self._corpus.change()
         # Half of them strike in its last part, where it commits.
-        moment = rng.uniform(rng.choice((0, 0.6)), 1.2) * seconds
-        if Victim(corpus, store).kill(moment):
-            before = len(known)
-            where = look(store, known)
-            struck.append({
-                "after_ms": round(moment * 1000, 1), "in": where, "committed": len(known) > before,
-            })  # fmt: skip
-            seconds *= 1.05  # a busy machine is slower: about one build in five shall end first
-        else:
-            look(store, known)
-            n_ended += 1
-            seconds *= 0.8
-        if len(struck) % COLLECT_EVERY == COLLECT_EVERY - 1 and known:
-            gc_store(store)
-    Victim(corpus, store).wait()
-    look(store, known)
-    Victim(corpus, root / "clean").wait()
-    same = batches_of(store) == batches_of(root / "clean")
+        moment = self._rng.uniform(self._rng.choice((0, 0.6)), 1.2) * self.seconds
+        before, victim, other = len(self.known), Victim(self._corpus, self._store), None
+        if self._beside and self.known:  # there is a version to patch
+            other = Victim(self._corpus, self._store, self._corpus.change_other())
+        if not victim.kill(moment):
+            self.n_ended += 1
+            self.seconds *= 0.8
+        if other:
+            other.wait()
+        where = look(self._store, self.known)
+        if victim.was_killed:
+            facts = {"after_ms": round(moment * 1000, 1), "in": where}
+            if not self._beside:  # else it may be the other one's
+                facts["committed"] = len(self.known) > before
+            self.struck.append(facts)
+            self.seconds *= 1.05  # a busy machine is slower: about one in five shall end first
+
+    def collect(self) -> None:
+        """Remove what no version needs."""
+        from shards.gc import gc_store
+
+        if self.known:
+            gc_store(self._store)
+
+    def ends_clean(self) -> bool:
+        """Return whether a build that nobody disturbs equals one of a new store."""
+        Victim(self._corpus, self._store).wait()
+        look(self._store, self.known)
+        Victim(self._corpus, self._root / "clean").wait()
+        return batches_of(self._store) == batches_of(self._root / "clean")
+
+
+def run(
+    count: int,
+    seed: int,
+    root: Path,
+    *,
+    shape: tuple[str, str] = ("rows", "zarr"),
+    beside: bool = False,
+) -> dict[str, Any]:
+    """Kill `count` builds; return the summary."""
+    began, soak = time.perf_counter(), Soak(root, seed, shape, beside=beside)
+    while len(soak.struck) < count:
+        soak.strike()
+        if len(soak.struck) % COLLECT_EVERY == COLLECT_EVERY - 1:
+            soak.collect()
+    same = soak.ends_clean()
     return {
-        "what": "builds killed with kill -9 at random moments, each after a change of the corpus",
-        "kills": len(struck),
+        "what": "builds killed with kill -9 at random moments, each after a change of the corpus"
+        + (", while another process patched a file" if beside else ""),
+        "shape": dict(zip(("layout", "format"), shape, strict=True)),
+        "kills": len(soak.struck),
         "seed": seed,
-        "build_ms": round(seconds * 1000, 1),
-        "builds_that_ended_first": n_ended,
-        "versions": len(known),
-        "killed_after_the_commit": sum(kill["committed"] for kill in struck),
-        "killed_while_writing": dict(Counter(kill["in"] for kill in struck).most_common()),
+        "build_ms": round(soak.seconds * 1000, 1),
+        "builds_that_ended_first": soak.n_ended,
+        "versions": len(soak.known),
+        "killed_after_the_commit": sum(kill.get("committed", 0) for kill in soak.struck),
+        "killed_while_writing": dict(Counter(kill["in"] for kill in soak.struck).most_common()),
         "final_build_equals_a_clean_one": same,
         "seconds": round(time.perf_counter() - began, 1),
-        "struck": struck,
+        "struck": soak.struck,
     }
 
 
@@ -194,10 +264,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200, help="how many kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the changes")
+    parser.add_argument("--layout", choices=("rows", "windows"), default="rows")
+    parser.add_argument("--format", choices=("zarr", "parquet"), default="zarr")
+    parser.add_argument(
+        "--beside", action="store_true", help="another process patches a file during each build"
+    )
     parser.add_argument("--out", type=Path, help="write the summary there, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        summary = run(args.count, args.seed, Path(folder))
+        shape = (args.layout, args.format)
+        summary = run(args.count, args.seed, Path(folder), shape=shape, beside=args.beside)
     text = json.dumps(summary, indent=2) + "\n"
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
