@@ -10,15 +10,18 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import Refusal
 from pipeline.filetable import column_list, digest_of_listing
-from shards.errors import TrialShardsError
+from shards.errors import CorruptStoreError, TrialShardsError
 from shards.manifest import Manifest, Tombstone
 from shards.maps import missing_file, shard_files
 from shards.parts import part_path, read_part
@@ -67,11 +70,37 @@ class Base:
         return self.manifest.build.get(name) if self.reusable else None
 
     @cached_property
-    def _cold(self) -> pa.Table:
+    def _parts(self) -> pa.Table:
+        """What all parts say of files, one below the other, rows of no trial too: read once."""
         names = ["source", "size_bytes", "mtime_ns", "digest"]
         if "max_gap" in _time_of(self.manifest):
             names.append("trial")
-        return self.store.cold(*names)
+        entries = self.manifest.parts
+        tables = [read_part(self.store.path, entry, names) for entry in entries]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    @cached_property
+    def _places(self) -> npt.NDArray[np.int64]:
+        """The row of each index row in `_parts`."""
+        part, row = self.store.index.places()
+        n_rows = np.array([entry.n_rows for entry in self.manifest.parts], np.int64)
+        if len(part) and not (
+            min(part.min(), row.min()) >= 0
+            and part.max() < len(n_rows)
+            and (row < n_rows[part]).all()
+        ):
+            raise CorruptStoreError(
+                f"{self.store.path}: the hot index names cold rows that no part has. "
+                f"Run: trialshards verify {self.store.path}"
+            )
+        places: npt.NDArray[np.int64] = (np.cumsum(n_rows) - n_rows)[part] + row
+        return places
+
+    @cached_property
+    def _cold(self) -> pa.Table:
+        """The source and the digest of every index row; with gaps also its trial."""
+        parts = self._parts.drop_columns(["size_bytes", "mtime_ns"]).combine_chunks()
+        return parts.take(pa.array(self._places))
 
     @cached_property
     def known(self) -> dict[str, tuple[int, int]]:
@@ -93,15 +122,14 @@ class Base:
 
     def _accepted(self) -> dict[str, tuple[int, int]]:
         """Return the files of all trials, without bringing their rows into the order of ids."""
-        part, row = self.store.index.places()
-        known: dict[str, tuple[int, int]] = {}
-        for number, entry in enumerate(self.manifest.parts):
-            names = ("source", "size_bytes", "mtime_ns")
-            table = read_part(self.store.path, entry, names)
-            path, size, mtime = (column_list(table, name) for name in names)
-            for at in row[part == number].tolist():
-                known[path[at]] = size[at], mtime[at]
-        return known
+        is_live = np.zeros(self._parts.num_rows, np.bool_)
+        is_live[self._places] = True
+        live = is_live.tolist()
+        path, size, mtime = (
+            compress(column_list(self._parts, name), live)
+            for name in ("source", "size_bytes", "mtime_ns")
+        )
+        return dict(zip(path, zip(size, mtime, strict=True), strict=True))
 
     @cached_property
     def refusals(self) -> tuple[Refusal, ...]:

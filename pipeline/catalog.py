@@ -14,7 +14,7 @@ import xxhash
 
 from pipeline.files import Refusal, RefusedError, SourceFile, quote
 from pipeline.paths import find_paths, identifier
-from pipeline.quickscan import tables_digest
+from pipeline.quickscan import tables_digest, tables_of
 from pipeline.sections import SourceSpec
 from pipeline.spec import DatasetSpec
 from pipeline.tables import JoinedTables, read_tables
@@ -91,7 +91,7 @@ def scan_files(root: Path, spec: DatasetSpec) -> Catalog:
         ignored={rule: n for rule, n in ignored.items() if n},
         n_buckets=n_buckets,
         warnings=tuple(tables.unmatched(ids)),
-        tables=tables_digest(root, spec),
+        tables=tables_digest(root, tables_of(spec)),
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.files import Refusal
 from pipeline.fit import find_warnings
 from pipeline.merge import keep_equal, merge
 from pipeline.rebase import rebase
+from pipeline.spec import key_orders
 from pipeline.staging import KEPT_SECONDS, BucketResult, remove_old_staging
 from pipeline.workspace import Workspace
 from shards.disk import remove_leftovers
@@ -94,8 +95,9 @@ def _commit(space: Workspace, work: Work) -> Commit:
         merged = keep_equal(merged, base)
     try:
         draft, trials = draft_version(
-            spec, space.plan, delta, merged, refusals, base=base, fitted=work.fitted
-        )
+            spec, space.plan, delta, merged, refusals, base=base, fitted=work.fitted,
+            text=_text(space, work),
+        )  # fmt: skip
     except InvalidSpecError:
         if findings[0].passed:
             raise
@@ -113,6 +115,17 @@ def _commit(space: Workspace, work: Work) -> Commit:
         counts=draft.counts,
         warnings=_warnings(space, work, trials, draft),
     )
+
+
+def _text(space: Workspace, work: Work) -> str | None:
+    """Return the digest of the file that says the specification, for the build after this one."""
+    base, asked = work.base, space.spec.model_dump(mode="json")
+    if base is None or not work.delta.is_empty or dict(base.manifest.spec) != asked:
+        return space.text
+    if (base.says("orders") or {}) != key_orders(asked):
+        return space.text
+    told: str | None = base.says("text")  # other words for the same are no reason for a version
+    return told
 
 
 def _warnings(

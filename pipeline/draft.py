@@ -52,6 +52,7 @@ def draft_version(
     *,
     base: Base | None = None,
     fitted: Fitted | None = None,
+    text: str | None = None,
 ) -> tuple[VersionDraft, pa.Table]:
     """Return the draft, and its trials with the cold columns that were needed for it.
 
@@ -63,6 +64,7 @@ def draft_version(
         refusals: All that is quarantined.
         base: Where the build goes on from.
         fitted: What is not fitted anew.
+        text: Digest of the file that says the specification, if one does.
 
     Raises:
         InvalidSpecError: If splits cannot be assigned or fitted.
@@ -82,15 +84,18 @@ def draft_version(
         fit=fit,
         parts=tuple(merged.parts.values()),
         tombstones=base.tombstones if base is not None else (),
-        build={"plan": plan, "tables": delta.tables, **_noted(spec, base, delta, fitted)},
+        build={"plan": plan, "tables": delta.tables, **_noted(spec, base, delta, fitted, text)},
     )
     return draft, trials
 
 
-def _noted(spec: DatasetSpec, base: Base | None, delta: Delta, fitted: Fitted) -> dict[str, Any]:
+def _noted(
+    spec: DatasetSpec, base: Base | None, delta: Delta, fitted: Fitted, text: str | None
+) -> dict[str, Any]:
     """Return what the next build must know and the specification's sorted keys do not say."""
     orders = key_orders(spec.model_dump(mode="json"))
     return {
+        **({"text": text} if text else {}),
         "stages": STAGES,
         **_read_again(base, delta),
         **({"fit": "given"} if fitted.given else {}),

@@ -9,9 +9,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from pipeline.sections import SourceSpec
-from pipeline.sections.source import COMPRESSED
+if TYPE_CHECKING:
+    from pipeline.sections import SourceSpec
 
 Named = tuple[str, Mapping[str, str]]
 """A trial id, and attributes."""
@@ -133,6 +134,8 @@ def identifier(source: SourceSpec) -> Callable[[str], Named | None]:
 
 def _by_place(source: SourceSpec) -> Callable[[str], Named]:
     """Identify a file by its path below the fixed folders, without suffix."""
+    from pipeline.sections.source import COMPRESSED  # whoever walks over the files needs none
+
     begin = len("".join(f"{part}/" for part in fixed_parts(source.files)))
     nothing: Mapping[str, str] = {}  # one for all files: a hundred thousand would take space
 

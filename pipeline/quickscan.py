@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import xxhash
 
-from pipeline.paths import identifier
-from pipeline.sections import SourceSpec, TableAttribute
-from pipeline.spec import DatasetSpec
 from pipeline.walk import PlainFiles, Seen, walk_plain
+
+if TYPE_CHECKING:
+    from pipeline.sections import SourceSpec
+    from pipeline.spec import DatasetSpec
 
 FEW = 16
 """New trial ids that are cheaper to look for in all paths than to compare with all ids."""
@@ -95,17 +97,37 @@ def quick_look(root: Path, spec: DatasetSpec, known: KnownFiles) -> Look | None:
     if found is None or not found.seen:
         return None
     look = _compare(found, known.files)
-    joined = any(isinstance(one, TableAttribute) for one in spec.attributes.values())
-    if joined and not spec.source.holds_many and (look.new or look.gone):
+    if tables_of(spec) and not spec.source.holds_many and (look.new or look.gone):
         return None
     if look.new and not _have_own_ids(look.new, spec.source, found.seen.keys()):
         return None
     return look
 
 
-def tables_digest(root: Path, spec: DatasetSpec) -> str:
+def is_as_known(root: Path, pattern: str, known: KnownFiles, n_hidden: int) -> bool:
+    """Return whether `quick_look` would find that nothing differs.
+
+    Args:
+        root: Folder that the glob is below.
+        pattern: The glob.
+        known: The files that the catalog did not refuse.
+        n_hidden: Paths that match the glob and were hidden when the files became known.
+    """
+    found = walk_plain(root, pattern)
+    if found is None or not found.seen or found.n_hidden != n_hidden:
+        return False
+    return found.seen == known.files
+
+
+def tables_of(spec: DatasetSpec) -> set[str]:
+    """Return the paths of the attribute tables."""
+    from pipeline.sections import TableAttribute
+
+    return {one.table for one in spec.attributes.values() if isinstance(one, TableAttribute)}
+
+
+def tables_digest(root: Path, paths: Iterable[str]) -> str:
     """Return a digest of the attribute tables' bytes: while it stays, so does what they say."""
-    paths = {one.table for one in spec.attributes.values() if isinstance(one, TableAttribute)}
     digest = xxhash.xxh3_128()
     for path in sorted(paths):
         try:
@@ -133,6 +155,8 @@ def _compare(now: PlainFiles, known: Mapping[str, Seen]) -> Look:
 
 def _have_own_ids(new: Collection[str], source: SourceSpec, paths: Collection[str]) -> bool:
     """Return whether each of the new paths has an id, and no other path has it."""
+    from pipeline.paths import identifier
+
     identify = identifier(source)
     ids = {named[0] for named in map(identify, new) if named is not None}
     if len(ids) < len(new):

@@ -12,65 +12,91 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base import CATALOG_STAGE, Base, read_base
 from pipeline.outcome import BuildReport
-from pipeline.quickscan import KnownFiles, Look, quick_look, tables_digest
-from pipeline.sections import Hook, TableAttribute
-from pipeline.spec import DatasetSpec, key_orders, load_spec
-from pipeline.versions import STAGES
+from pipeline.quickscan import (
+    KnownFiles,
+    Look,
+    is_as_known,
+    quick_look,
+    tables_digest,
+    tables_of,
+)
+from pipeline.versions import STAGES, digest_of_text
 from shards.disk import sync_store
 from shards.writer import newest_version
 
 if TYPE_CHECKING:
     from pipeline.delta import Delta
+    from pipeline.spec import DatasetSpec
 
 
 def find_settled(spec_path: str | Path, store: str | Path) -> BuildReport | None:
     """Return what a build would report if it found nothing to do; None if a build must tell.
 
     Args:
-        spec_path: `dataset.yaml`.
+        spec_path: `dataset.yaml`. It is not even read as YAML where its bytes are those that the
+            newest version was built by.
         store: Store root.
 
     Raises:
         InvalidSpecError: If the specification is wrong.
     """
-    began, root = time.perf_counter(), Path(spec_path).parent
-    spec = load_spec(spec_path)
-    if _depends_on_more(spec) or newest_version(Path(store)) is None:
+    began, path, store = time.perf_counter(), Path(spec_path), Path(store)
+    if newest_version(store) is None:
         return None
-    asked = spec.model_dump(mode="json")
-    orders = key_orders(asked)
-    base = read_base(
-        Path(store),
-        lambda said, built: (
-            built == asked and said.get("stages") == STAGES and said.get("orders", {}) == orders
-        ),
-    )
+    text = digest_of_text(path)
+    base = read_base(store, lambda said, built: _is_of(path, text, said, built))
     if base is None or not base.reusable or base.manifest.build.get("fit") is not None:
         return None
-    look = look_again(root, spec, base)
-    if look is None or look or look.n_hidden != _n_hidden(base):
+    if not _is_as_it_was(path.parent, base):
         return None
-    sync_store(Path(store))  # it may be of a build that was killed before it could do so
+    sync_store(store)  # it may be of a build that was killed before it could do so
     return unchanged(base, began)
 
 
-def _depends_on_more(spec: DatasetSpec) -> bool:
-    """Return whether more than the specification and the files decides what a trial becomes."""
-    hooks = any(isinstance(one, Hook) for one in spec.derive.values())
-    tables = any(isinstance(one, TableAttribute) for one in spec.attributes.values())
-    return hooks or (spec.source.holds_many and tables)
+def _is_of(path: Path, text: str | None, said: Mapping[str, Any], built: Mapping[str, Any]) -> bool:
+    """Return whether a version was built by a `dataset.yaml`, and by these stages.
+
+    Args:
+        path: `dataset.yaml`.
+        text: `digest_of_text` of it.
+        said: `build` of the manifest.
+        built: `spec` of the manifest.
+    """
+    if said.get("stages") != STAGES:
+        return False
+    if text is not None and said.get("text") == text:
+        return True
+    from pipeline.spec import key_orders, load_spec
+
+    asked = load_spec(path).model_dump(mode="json")
+    return built == asked and said.get("orders", {}) == key_orders(asked)
 
 
-def _n_hidden(base: Base) -> int:
-    return int(base.manifest.counts.get("ignored", {}).get("hidden", 0))
+def _is_as_it_was(root: Path, base: Base) -> bool:
+    """Return whether the raw files are those of the base, and all that decides what they become."""
+    spec = base.manifest.spec  # what `dataset.yaml` says now, as plain values
+    source, attributes = spec["source"], spec["attributes"].values()
+    if any("hook" in one for one in spec["derive"].values() if isinstance(one, Mapping)):
+        return False
+    tables = {one["table"] for one in attributes if "table" in one}
+    holds_many = bool(source["split_on"]) or source["blocks"] is not None
+    if (holds_many and tables) or not _is_told_by_a_look(root, tables, base):
+        return False
+    n_hidden = int(base.manifest.counts.get("ignored", {}).get("hidden", 0))
+    return is_as_known(root, source["files"], KnownFiles(base.known), n_hidden)
+
+
+def _is_told_by_a_look(root: Path, tables: set[str], base: Base) -> bool:
+    """Return whether a look at the files tells what is new: no scan and no table is needed."""
+    if base.says("tables") != tables_digest(root, tables):
+        return False
+    # Those without a time are refused by their path, or to be read again in any case.
+    return all(refusal.mtime_ns is not None for refusal in base.refusals)
 
 
 def look_again(root: Path, spec: DatasetSpec, base: Base) -> Look | None:
     """Return how the raw files differ from those of the base; None where only a scan can tell."""
-    if base.says("tables") != tables_digest(root, spec):
-        return None
-    transient = [r for r in base.refusals if r.mtime_ns is None]
-    if transient:  # refused by their path, or to be read again in any case
+    if not _is_told_by_a_look(root, tables_of(spec), base):
         return None
     return quick_look(root, spec, KnownFiles(base.known))
 
@@ -83,6 +109,8 @@ def is_settled(base: Base, delta: Delta, asked: Mapping[str, Any]) -> bool:
         delta: How the raw files differ from it.
         asked: The specification, as the manifest would hold it.
     """
+    from pipeline.spec import key_orders
+
     if not base.reusable or not delta.is_empty or dict(base.manifest.spec) != asked:
         return False
     if (base.says("orders") or {}) != key_orders(asked):

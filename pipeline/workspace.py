@@ -23,6 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.settled import look_again
 from pipeline.spec import DatasetSpec, load_spec
 from pipeline.staging import BucketResult, read_staged
+from pipeline.versions import digest_of_text
 from shards.disk import remove_all
 from shards.errors import TrialShardsError
 
@@ -39,11 +40,13 @@ class Workspace:
         root: Folder of `dataset.yaml`; globs and tables are below it.
         recipe: The specification, checked.
         store: Store root.
+        written: The specification as it was read, with `digest_of_text` of the file.
     """
 
     root: Path
     recipe: Recipe
     store: Path
+    written: tuple[DatasetSpec, str | None] | None = None
 
     @classmethod
     def open(
@@ -60,17 +63,27 @@ class Workspace:
         Raises:
             InvalidSpecError: If it is wrong; the message names the line.
         """
+        text = digest_of_text(Path(spec_path))
         spec = load_spec(spec_path)
+        same = text == digest_of_text(Path(spec_path))  # else somebody wrote to it meanwhile
+        written = (spec, text if same else None)
         if auto_buckets is not None and spec.shards.buckets == "auto":
             shards = spec.shards.model_copy(update={"buckets": auto_buckets})
             spec = spec.model_copy(update={"shards": shards})
         root = Path(spec_path).parent
-        return cls(root, Recipe(spec, root).check(), Path(store))
+        return cls(root, Recipe(spec, root).check(), Path(store), written)
 
     @property
     def spec(self) -> DatasetSpec:
         """The specification."""
         return self.recipe.spec
+
+    @property
+    def text(self) -> str | None:
+        """Digest of the file that says the specification; None where no file says it as it is."""
+        if self.written is None or self.written[0] is not self.spec:
+            return None  # made by a change of what was read
+        return self.written[1]
 
     @cached_property
     def ledger(self) -> Path:

@@ -11,9 +11,7 @@ import pyarrow as pa
 
 from shards.errors import TrialNotFoundError
 from shards.lazy import pc
-from shards.select import select_trials
 from shards.trial import Trial
-from shards.trialcolumns import trial_table
 
 if TYPE_CHECKING:
     from shards.index import HotIndex
@@ -72,6 +70,8 @@ class TrialLookup:
         Raises:
             InvalidSpecError: If it is no expression over the columns of `trials()`.
         """
+        from shards.select import select_trials  # with SQL, which most who open a store do not use
+
         return select_trials(self._store, where)
 
     def trials(self, *columns: str) -> pa.Table:
@@ -83,6 +83,8 @@ class TrialLookup:
         Raises:
             InvalidSpecError: If there is no such column.
         """
+        from shards.trialcolumns import trial_table
+
         return trial_table(self._store, columns)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_WHOLE, _TEXTS, _LISTS = frozenset((_I32, _I64)), {_BYTE: 1, _DOUBLE: 8, _BINARY: 0}, (_LIST, _SET)
 _MOST_DEPTH = 16
 
 
@@ -44,19 +45,18 @@ class CompactReader:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
-        if kind in (_TRUE, _FALSE):
-            return kind == _TRUE
-        if kind in (_I32, _I64):
+        if kind in _WHOLE:  # the most common first: a build reads thousands of them
             return self._zigzag()
-        if kind == _I16:  # no field that is looked at; a decoder skips one of another kind
-            return (self._zigzag(),)
-        if kind in (_BYTE, _DOUBLE, _BINARY):
-            sizes = {_BYTE: 1, _DOUBLE: 8}
-            return self._bytes(sizes[kind] if kind in sizes else self._varint())
-        if kind in (_LIST, _SET):
-            return self._list(depth)
+        if kind in _TEXTS:
+            return self._bytes(_TEXTS[kind] or self._varint())
         if kind == _STRUCT:
             return self.struct(depth + 1)
+        if kind in _LISTS:
+            return self._list(depth)
+        if kind in (_TRUE, _FALSE):
+            return kind == _TRUE
+        if kind == _I16:  # no field that is looked at; a decoder skips one of another kind
+            return (self._zigzag(),)
         raise ValueError(f"a header has a value of kind {kind}")
 
     def _list(self, depth: int) -> list[Any]:
@@ -71,10 +71,12 @@ class CompactReader:
         return [self._value(kind, depth + 1) for _ in range(count)]
 
     def _byte(self) -> int:
-        if self.at >= self._end:
+        at = self.at
+        if at >= self._end:
             raise ValueError("a header does not end")
-        self.at += 1
-        return int(self._data[self.at - 1])
+        self.at = at + 1
+        byte: int = self._data[at]
+        return byte
 
     def _bytes(self, count: int) -> bytes:
         if count > self._end - self.at:
@@ -83,7 +85,10 @@ class CompactReader:
         return bytes(self._data[self.at - count : self.at])
 
     def _varint(self) -> int:
-        value, shift = 0, 0
+        value = self._byte()
+        if value < 128:  # as most are
+            return value
+        value, shift = value & 127, 7
         while shift < 70:
             byte = self._byte()
             value |= (byte & 127) << shift

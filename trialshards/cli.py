@@ -62,7 +62,7 @@ def build(spec: Path, store: Path, workers: int | None, refit: bool, fit: Path |
 
 def _build(spec: Path, store: Path, workers: int | None, *, refit: bool, fit: Path | None) -> None:
     from pipeline.settled import find_settled
-    from trialshards.report import print_build
+    from trialshards.storereport import print_build
 
     # Before the stages are loaded, which takes longer than to look at ten thousand files.
     if not refit and fit is None and (report := find_settled(spec, store)) is not None:
@@ -86,7 +86,7 @@ def _build(spec: Path, store: Path, workers: int | None, *, refit: bool, fit: Pa
 def inspect(store: Path, version: str | None, as_json: bool) -> None:
     """Say what a store holds: files, trials, refusals, rows, windows, identity."""
     from shards import Store
-    from trialshards.report import describe_store, print_store
+    from trialshards.storereport import describe_store, print_store
 
     opened = Store(store, version)
     if as_json:

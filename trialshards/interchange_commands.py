@@ -71,7 +71,7 @@ def import_command(
     """Write a dataset.yaml for TABLE, a Parquet file or folder of them, and build it."""
     from pipeline.tableimport import ImportOptions, import_table
     from trialshards.progress import build_progress
-    from trialshards.report import print_build
+    from trialshards.storereport import print_build
 
     options = ImportOptions(trial, time, target, kind, window, stride, name)
     with build_progress() as on_progress:

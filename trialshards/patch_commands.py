@@ -37,7 +37,7 @@ def patch(spec: Path, files: tuple[Path, ...], store: Path) -> None:
 
 def _patch(spec: Path, files: tuple[Path, ...], store: Path, *, new: bool) -> None:
     from pipeline.patch import patch_files
-    from trialshards.report import print_build
+    from trialshards.storereport import print_build
 
     # Paths are those of the shell, or else below the folder of dataset.yaml.
     named = [path.resolve() if path.exists() else path for path in files]

@@ -69,8 +69,8 @@ def describe_plan(stream: TrialStream, *, seconds: float, n_workers: int = 0) ->
                 [selection.trials, selection.weights, selection.plan, selection.steps]
             ),
             "batch_bytes": probe.batch_bytes,
-            "ahead": options.ahead + n_workers * 2,
-            "batches_bytes": probe.batch_bytes * (1 + options.ahead + n_workers * 2),
+            "ahead": (n_ahead := options.n_ahead(n_workers)),
+            "batches_bytes": probe.batch_bytes * (1 + n_ahead),
         },
         "quality": _quality(stream, selection, epoch),
         "probe": {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trialfolders import make_spec
 
 from pipeline.catalog import Catalog, scan_files
-from pipeline.quickscan import FEW, KnownFiles, Look, quick_look, tables_digest
+from pipeline.quickscan import FEW, KnownFiles, Look, quick_look, tables_digest, tables_of
 from pipeline.spec import DatasetSpec
 from shards.errors import InvalidSpecError
 
@@ -225,13 +225,14 @@ def test_beside_an_attribute_table_only_changes_of_known_files_are_told(tmp_path
 def test_the_digest_of_tables_changes_with_their_bytes(tmp_path: Path):
     table = {"table": "who.csv", "column": "who", "trial_id": "{id}"}
     spec = make_spec(attributes={"who": table})
-    digests = [tables_digest(tmp_path, spec)]
+    assert tables_of(spec) == {"who.csv"}
+    digests = [tables_digest(tmp_path, ["who.csv"])]
     for text in ("", "id,who\n1,ann\n", "id,who\n1,eve\n"):
         (tmp_path / "who.csv").write_text(text)
-        digests.append(tables_digest(tmp_path, spec))
+        digests.append(tables_digest(tmp_path, ["who.csv"]))
     assert digests[0] == digests[1]  # neither can be read as a table
     assert len(set(digests)) == 3
-    assert tables_digest(tmp_path, spec) == digests[-1]
+    assert tables_digest(tmp_path, ["who.csv"]) == digests[-1]
 
 
 def test_known_files_are_the_rows_of_arrow_columns_however_they_are_cut(tmp_path: Path):
