@@ -57,6 +57,7 @@ class FlatWindows:
         self._flat = flat.view(torch.int16) if self._is_uint16 else flat
         self._address, self._n, self._dtype = flat.data_ptr(), flat.numel(), flat.dtype
         self._item_bytes = flat.element_size()
+        self._array = self._flat.numpy()
         self._views: dict[int, Tensor] = {}
 
     def fetch(
@@ -125,7 +126,7 @@ class FlatWindows:
     def pick(self, picks: Picks) -> None:
         """Copy elements with NumPy alone."""
         element = picks.origin.numpy()[:, None] + picks.offsets.numpy()
-        picks.out.numpy()[...] = self._flat.numpy().take(element).reshape(picks.out.shape)
+        self._array.take(element, out=picks.out.numpy().reshape(element.shape))
 
     def refuse(self, fetch: Fetch, window: int) -> None:
         """Raise the error of a window that the compiled loop did not find inside."""
@@ -198,6 +199,11 @@ class Fetch:
             self._windows.pick(self.picks)
         if self.ones is not None:
             self.ones.fill_(True)
+
+
+def is_compiled() -> bool:
+    """Return whether the compiled loop copies."""
+    return loader.loop is not None
 
 
 def copies_early() -> bool:

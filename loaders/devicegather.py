@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loaders.codes import CodeTable, static_inputs
 from loaders.devicerows import DeviceRows
-from loaders.gather import Asked, Draws
+from loaders.draws import Asked, Draws
 from loaders.rescale import Applied, Rescale
 from loaders.selection import Selection
 from shards import Store

@@ -21,7 +21,7 @@ from loaders.blocks import BlockPlan
 from loaders.device import SideStream, await_mark, mark
 from loaders.devicegather import DeviceGather
 from loaders.devicerows import DeviceRows, RowSource, Staging, first_rows
-from loaders.gather import Asked, Draws
+from loaders.draws import Asked, Draws
 from loaders.selection import Selection
 from shards import Store
 

@@ -5,7 +5,7 @@ Copies run in one thread (`loaders/copying.py`); what changes values runs on as 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from loaders.codes import CodeTable, static_inputs
-from loaders.copying import Fetch, Picks
+from loaders.copying import Fetch, Picks, is_compiled
+from loaders.draws import Asked, Draws
 from loaders.mapped import MappedRows
 from loaders.pool import Allocate, BufferPool, plain_memory, shared_memory
 from loaders.rescale import Applied, Rescale
@@ -26,45 +27,6 @@ Int64 = npt.NDArray[np.int64]
 NOTHING = Applied()
 FEW = 16
 """Target elements per window up to which picking them one by one beats copying whole rows."""
-
-
-class Draws(NamedTuple):
-    """Rows of batches with all that is looked up per trial.
-
-    Attributes:
-        places: int64 `[6, n]`, one array because a batch is a slice of it: position in the list of
-            trials; trial number, -1 in filler; first row in the trial; valid rows; element of the
-            mapped values where they begin; the element where the forecast target of a window does,
-            in the values or, in layout windows, in the targets.
-        weights: float32 `[n]`.
-    """
-
-    places: Int64
-    weights: npt.NDArray[np.float32]
-
-    def filled(self, size: int) -> Draws:
-        """Return a copy with filler rows up to `size`: number -1, weight 0, the rest 0."""
-        n = self.places.shape[1]
-        if n == size:
-            return Draws(self.places.copy(), self.weights.copy())
-        places, weights = np.zeros((6, size), np.int64), np.zeros(size, np.float32)
-        places[1] = -1
-        places[:, :n], weights[:n] = self.places, self.weights
-        return Draws(places, weights)
-
-
-class Asked(NamedTuple):
-    """Values of a batch that were asked for.
-
-    Attributes:
-        fetch: Of the values.
-        ones: bool `[B, L]`; all True when the fetch is finished.
-        parts: The rows of `Draws.places`.
-    """
-
-    fetch: Fetch
-    ones: Tensor
-    parts: tuple[Tensor, ...]
 
 
 class RowGather:
@@ -116,7 +78,7 @@ class RowGather:
         self._ahead = self._targets if apart and self._targets else self._values
         among = np.arange(n_targets) if apart else self._columns
         offsets: Int64 = np.arange(windows.steps)[:, None] * self._ahead.n_columns + among
-        self._offsets, self._shape = torch.from_numpy(offsets.reshape(-1)), offsets.shape
+        self._offsets, self._flat_offsets = offsets, torch.from_numpy(offsets.reshape(-1))
         # Few of them are picked where the window is copied: they lie right behind it.
         self._picks = (
             self._target.kind == "forecast" and not self._dense and self._ahead is self._values
@@ -173,10 +135,15 @@ class RowGather:
         """
         parts = torch.from_numpy(draws.places).unbind()
         n, picks = draws.places.shape[1], None
-        if self._picks:
-            picks = Picks(parts[5], self._offsets, self._reach, torch.empty(n, *self._shape))
-        ones = torch.empty(n, length, dtype=torch.bool)
         out = self._take((n, length, self._values.n_columns))
+        if not is_compiled():
+            ones = torch.from_numpy(np.ones((n, length), np.bool_))
+            return Asked(self._values.fetch(parts[4], out), ones, parts)
+        # It writes in one pass what would else be calls of their own.
+        ones = torch.empty(n, length, dtype=torch.bool)
+        if self._picks:
+            picked = torch.empty(n, *self._offsets.shape)
+            picks = Picks(parts[5], self._flat_offsets, self._reach, picked)
         return Asked(self._values.fetch(parts[4], out, picks, ones), ones, parts)
 
     def collect(
@@ -242,6 +209,8 @@ class RowGather:
     def _copy_forecast(self, fetch: Fetch, places: Int64, applied: Applied) -> Tensor:
         if fetch.picks is not None:
             targets = fetch.picks.out
+        elif self._picks:
+            targets = torch.from_numpy(self._values.pick(places[5][:, None, None] + self._offsets))
         else:
             shape = (places.shape[1], self._spec.steps, self._ahead.n_columns)
             rows = np.empty(shape, np.float32)

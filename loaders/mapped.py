@@ -7,6 +7,7 @@ block copy, from 1 shard or 1,000.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,10 @@ class MappedRows:
         element = self._first.take(trial)
         element += (row if self._stride is None else row // self._stride) * self._width
         return element
+
+    def pick(self, element: Int64) -> npt.NDArray[Any]:
+        """Return single elements, in the shape asked for."""
+        return self._array.take(element)
 
     def copy(self, element: Int64, out: Tensor) -> None:
         """Copy what follows each of `element` into a row of `out`.

@@ -15,13 +15,19 @@ from torch.utils.data import get_worker_info
 from loaders.batch import Batch
 from loaders.choices import LaneBatches
 from loaders.copying import copies_early
+from loaders.draws import Asked, Draws
 from loaders.epochorder import EpochOrder
-from loaders.gather import Asked, Draws, RowGather
+from loaders.gather import RowGather
 from loaders.options import StreamOptions
 from loaders.order import rank_rows
 from loaders.selection import Selection
 
 Int64 = npt.NDArray[np.int64]
+
+
+AT_ONCE = 8
+"""Steps whose rows are looked up together: behind a large copy all caches are cold, so that the
+first one costs four times as much as those after it."""
 
 
 class EpochReader(Protocol):
@@ -135,6 +141,8 @@ class WindowReader:
         self._size, self._n_draws = options.batch_size, selection.plan.n_draws
         self._mine = rank_rows(options.batch_size, *ranks)
         self._following = Following(gather, options)
+        self._known: dict[int, Rows] = {}
+        self._newest = -2
         # No method of this reader: what refers to itself keeps the maps until a collection.
         resolve = partial(_resolve, selection, gather, epoch)
         self._order = EpochOrder(selection.plan, epoch, resolve)
@@ -152,6 +160,16 @@ class WindowReader:
         return batch
 
     def _rows(self, step: int) -> Rows:
+        rows = self._known.pop(step, None)
+        if rows is None:
+            n_steps = AT_ONCE if step == self._newest + 1 else 1
+            last = min(step + n_steps, self.n_steps)
+            self._known = {each: self._look_up(each) for each in range(step, last)}
+            rows = self._known.pop(step)
+        self._newest = step
+        return rows
+
+    def _look_up(self, step: int) -> Rows:
         first = step * self._size
         last = min(first + self._size, self._n_draws)
         draws = Draws._make(self._order.read(first, last))

@@ -77,7 +77,8 @@ class TrialStream(EpochStream):
         rank: This process among `world_size`; by default what torch.distributed says, else 0 of 1.
         world_size: Processes that share each step.
         ahead: Batches that up to two threads of this process gather early; 0: none. By default 2
-            with a CUDA device and 0 else, where they would take cores from the training.
+            with a CUDA device; else a second thread of compiled code copies the next windows
+            while a batch is used, where there is a core for it (decision 0021).
         device: Where a loop gives batches, such as `cuda`: copies overlap with the computing. Not
             with DataLoader workers.
         resident: Whether the rows of the split lie on the device, where batches are then made.
