@@ -51,7 +51,7 @@ def test_every_shape_of_a_build_delivers_the_same(tmp_path, sections):
     stores = build_shapes(tmp_path, sections | source, target_bytes=1500, buckets=2)
     for store, (layout, form) in zip(stores, SHAPES, strict=True):
         assert (store.manifest.layout, store.manifest.container) == (layout, form)
-        assert store.manifest.format_minor == 2
+        assert store.manifest.format_minor == 3
         assert store.manifest.fingerprints == stores[0].manifest.fingerprints
         assert len(store.manifest.shards) > 1
     filled = [split for split, n in stores[0].manifest.counts["windows"].items() if n]
