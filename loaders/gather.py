@@ -71,25 +71,32 @@ class RowGather:
             self._codes = MappedRows(store, "codes", trials, len(manifest.codes), past[0])
             self._code_table = CodeTable(store, trials)
         self._statics, self._static_codes = static_inputs(store, trials)
-        names = [channel.name for channel in manifest.channels]
-        chosen = self._target.columns if self._target.kind == "forecast" else ()
-        self._columns = np.array([names.index(column) for column in chosen], np.int64)
-        # Where forecast targets lie from their first element on: among other channels, or alone.
-        self._ahead = self._targets if apart and self._targets else self._values
-        among = np.arange(n_targets) if apart else self._columns
-        offsets: Int64 = np.arange(windows.steps)[:, None] * self._ahead.n_columns + among
-        self._offsets, self._flat_offsets = offsets, torch.from_numpy(offsets.reshape(-1))
-        # Few of them are picked where the window is copied: they lie right behind it.
-        self._picks = (
-            self._target.kind == "forecast" and not self._dense and self._ahead is self._values
-            and 0 < offsets.size <= FEW
-        )  # fmt: skip
-        self._reach = (int(offsets.min(initial=0)), int(offsets.max(initial=0)))
+        self._aim([channel.name for channel in manifest.channels], apart)
         self._rescale = Rescale(
             store.delivery, trials, windows.length, self._columns, may_miss=self._may_miss
         )
         # Behind a large copy the caches are cold, and calls that do nothing take 30 us.
         self._as_stored = self._rescale.is_identity
+
+    def _aim(self, names: list[str], apart: bool) -> None:
+        """Say which elements behind a window are its forecast targets.
+
+        Args:
+            names: Of the channels.
+            apart: Whether they are stored beside the windows.
+        """
+        is_forecast = self._target.kind == "forecast"
+        chosen = self._target.columns if is_forecast else ()
+        self._columns = np.array([names.index(column) for column in chosen], np.int64)
+        # Where forecast targets lie from their first element on: among other channels, or alone.
+        self._ahead = self._targets if apart and self._targets else self._values
+        among = np.arange(len(self._target.columns)) if apart else self._columns
+        offsets: Int64 = np.arange(self._spec.steps)[:, None] * self._ahead.n_columns + among
+        self._offsets, self._flat_offsets = offsets, torch.from_numpy(offsets.reshape(-1))
+        self._reach = (int(offsets.min(initial=0)), int(offsets.max(initial=0)))
+        # Few of them are picked where the window is copied: they lie right behind it.
+        beside = self._ahead is self._values and not self._dense
+        self._picks = is_forecast and beside and 0 < offsets.size <= FEW
 
     def renew_pool(self) -> None:
         """Forget the batch memory; a forked child cannot see who still uses it."""
