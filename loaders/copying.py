@@ -21,7 +21,7 @@ from loaders.compiled import Loader, pack_job
 from loaders.copythread import Ticket, copy_thread
 
 TICKET_BYTES = 128 * 1024
-"""What a thread copies before it asks for more: 10 us, which the other one may have to wait."""
+"""What a thread copies before it asks for more: 16 us, which the other one may have to wait."""
 
 NO_PICKS = (0, 0, 0, 0, 0, 0)
 

@@ -24,10 +24,9 @@ from loaders.selection import Selection
 
 Int64 = npt.NDArray[np.int64]
 
-
 AT_ONCE = 8
 """Steps whose rows are looked up together: behind a large copy all caches are cold, so that the
-first one costs four times as much as those after it."""
+first one costs more than each of those after it."""
 
 
 class EpochReader(Protocol):
